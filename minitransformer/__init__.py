@@ -1,0 +1,41 @@
+"""minitransformer: transformers from scratch on NumPy and Numba.
+
+An autograd engine, hand-written layers, language models that train on a laptop, and gradient tests.
+"""
+
+from minitransformer import functional, masks, nn
+from minitransformer.autograd import Parameter, Tensor, check_saved_arrays, grad, no_grad, tensor
+from minitransformer.functional import concat, einsum, matmul, maximum, minimum, split, stack, where
+from minitransformer.kernels import use_backend
+from minitransformer.models import GPT, GPTConfig, ModelOutput, from_pretrained
+from minitransformer.random import manual_seed
+from minitransformer.threads import set_num_threads
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "GPT",
+    "GPTConfig",
+    "ModelOutput",
+    "Parameter",
+    "Tensor",
+    "check_saved_arrays",
+    "concat",
+    "einsum",
+    "from_pretrained",
+    "functional",
+    "grad",
+    "manual_seed",
+    "masks",
+    "matmul",
+    "maximum",
+    "minimum",
+    "nn",
+    "no_grad",
+    "set_num_threads",
+    "split",
+    "stack",
+    "tensor",
+    "use_backend",
+    "where",
+]

@@ -1,0 +1,178 @@
+"""Batches: windows of a long row of tokens, drawn at random to train, in order to evaluate."""
+
+from __future__ import annotations
+
+import operator
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from numbers import Real
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from minitransformer.data.corpora import Corpus
+from minitransformer.data.tokenizers import Tokenizer, tokenizer_class
+from minitransformer.errors import ConfigError, DataError, DTypeError, ShapeError
+
+RAM_BYTES = 16 << 20
+IGNORED = -100
+Batch = dict[str, npt.NDArray[np.int64]]
+
+
+class TokenDataset:
+    """A row of tokens that gives windows of `block_size` inputs with their targets, the next tokens.
+
+    `tokens` (N,) is any integer array or memmap, N > block_size; it is kept, not copied. Raises
+    `ShapeError`, `DTypeError` or `DataError` (too short) for tokens that cannot serve.
+    """
+
+    def __init__(
+        self, tokens: npt.NDArray[Any], block_size: int, *, tokenizer: Tokenizer | None = None
+    ) -> None:
+        self.block_size = _whole("TokenDataset", "block_size", block_size, 1)
+        self.tokens = np.asanyarray(tokens)
+        self.tokenizer = tokenizer
+        if self.tokens.ndim != 1:
+            raise ShapeError(
+                "TokenDataset",
+                f"tokens must have one dimension, got shape {self.tokens.shape}",
+                "Join the documents into one row.",
+            )
+        if self.tokens.size and self.tokens.dtype.kind not in "iu":
+            raise DTypeError(
+                "TokenDataset", f"tokens must be integers, got {self.tokens.dtype}", "Encode the text first."
+            )
+        if self.tokens.size <= self.block_size:
+            raise DataError(
+                "TokenDataset",
+                f"corpus too short: {self.tokens.size} tokens, and block_size {self.block_size} needs at "
+                f"least {self.block_size + 1}",
+                "Use a smaller --block-size or more text.",
+            )
+
+    def batch(self, seed: int, step: int, batch_size: int) -> Batch:
+        """`batch_size` windows drawn uniformly: `input_ids` and `targets` (B, T), int64.
+
+        A pure function of its arguments: a resumed run asks for its next step and replays nothing.
+        """
+        key = [_whole("batch", "seed", seed, 0), _whole("batch", "step", step, 0)]
+        random = np.random.Generator(np.random.Philox(key=np.array(key, dtype=np.uint64)))
+        B = _whole("batch", "batch_size", batch_size, 1)
+        return self._windows(random.integers(self.tokens.size - self.block_size, size=B))
+
+    def sequential(self, batch_size: int) -> Iterator[Batch]:
+        """All windows in order, for evaluation; the last batch may have fewer rows.
+
+        Every token but the first is a target exactly once. Where the windows do not come out even, the
+        last one begins earlier, so that all its inputs are real tokens, and the targets that the
+        window before has had are -100 (ignored by the loss).
+        """
+        B, T = _whole("sequential", "batch_size", batch_size, 1), self.block_size
+        n_targets = self.tokens.size - 1
+        for first in range(0, n_targets, B * T):
+            starts = np.arange(first, min(first + B * T, n_targets), T, dtype=np.int64)  # (B,) or fewer
+            repeated = max(int(starts[-1]) + T - n_targets, 0)
+            starts[-1] -= repeated
+            batch = self._windows(starts)
+            batch["targets"][-1, :repeated] = IGNORED
+            yield batch
+
+    def _windows(self, starts: npt.NDArray[np.int64]) -> Batch:
+        inputs = starts[:, None] + np.arange(self.block_size)  # (B, T) positions
+        return {
+            "input_ids": np.asarray(self.tokens[inputs], dtype=np.int64),
+            "targets": np.asarray(self.tokens[inputs + 1], dtype=np.int64),
+        }
+
+
+def prepare(
+    corpus: Corpus,
+    tokenizer: str | Tokenizer,
+    block_size: int,
+    *,
+    validation_fraction: float = 0.1,
+    cache_folder: str | os.PathLike[str] | None = None,
+) -> tuple[TokenDataset, TokenDataset]:
+    """Tokens of a corpus as (training, validation): its last `validation_fraction` validates.
+
+    `tokenizer` is a kind ("char", "byte"), trained here on the whole corpus so that validation holds no
+    unknown character, or a tokenizer. The corpus is read piece by piece. Tokens have the smallest
+    unsigned dtype that holds the vocabulary; above `RAM_BYTES` they lie in a memory-mapped file without
+    a name in `cache_folder` (default: the system's temporary folder), gone when they are. Raises
+    `ConfigError` for settings, `DataError` for a corpus that cannot be read, encoded or split.
+    """
+    if not isinstance(corpus, Corpus):
+        raise DTypeError("prepare", f"expected a Corpus, got {type(corpus).__name__}", "Use corpus(...).")
+    block_size = _whole("prepare", "block_size", block_size, 1)
+    if not (isinstance(validation_fraction, Real) and 0 < validation_fraction < 1):
+        raise ConfigError(
+            "prepare",
+            f"validation_fraction must lie between 0 and 1 (both excluded), got {validation_fraction!r}",
+            "0.1 keeps a tenth of the text for validation.",
+        )
+    if isinstance(tokenizer, str):
+        tokenizer = tokenizer_class(tokenizer).train(corpus.chunks())
+    tokens = _encode(corpus, tokenizer, cache_folder)
+    n_validation = int(tokens.size * validation_fraction)
+    n_train = tokens.size - n_validation
+    if min(n_train, n_validation) <= block_size:
+        raise DataError(
+            f"corpus {corpus.name!r}",
+            f"too short: {n_train} tokens for training and {n_validation} for validation, and block_size "
+            f"{block_size} needs at least {block_size + 1} in each",
+            "Use a smaller --block-size or more text.",
+        )
+    train = TokenDataset(tokens[:n_train], block_size, tokenizer=tokenizer)
+    return train, TokenDataset(tokens[n_train:], block_size, tokenizer=tokenizer)
+
+
+def _encode(
+    corpus: Corpus, tokenizer: Tokenizer, cache_folder: str | os.PathLike[str] | None
+) -> npt.NDArray[Any]:
+    folder = os.fspath(cache_folder or tempfile.gettempdir())
+    dtype = np.min_scalar_type(tokenizer.vocab_size - 1)
+    characters = 0
+    with tempfile.SpooledTemporaryFile(max_size=RAM_BYTES, dir=folder) as file:
+        for text in corpus.chunks():
+            try:
+                ids = tokenizer.encode(text)
+            except DataError as error:
+                problem = f"{error.problem} (of the piece that begins at character {characters})"
+                raise DataError(f"corpus {corpus.name!r}", problem, error.fix) from error
+            characters += len(text)
+            with _writing_to(folder):
+                file.write(ids.astype(dtype).tobytes())  # moves to disk above RAM_BYTES
+        if file.tell() <= RAM_BYTES:
+            file.seek(0)
+            return np.frombuffer(file.read(), dtype)
+        with _writing_to(folder):
+            file.flush()
+            return np.memmap(file, dtype, mode="r")  # the mapping outlives the open file
+
+
+@contextmanager
+def _writing_to(folder: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            "prepare",
+            f"cannot keep tokens in {folder!r}: {error.strerror}",
+            "Give cache_folder, an existing folder on a disk with room.",
+        ) from error
+
+
+def _whole(op: str, name: str, value: int, least: int) -> int:
+    """`value` as an int from `least` to 2**64 - 1, which a half of Philox's key can hold."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = -1
+    if isinstance(value, bool) or not least <= number < 2**64:
+        raise ConfigError(
+            op, f"{name} must be a whole number from {least} to 2**64 - 1, got {value!r}", f"Change {name}."
+        )
+    return number

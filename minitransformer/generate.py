@@ -1,0 +1,214 @@
+"""Generation: sampling token by token from any model that can step.
+
+A model can step if `model(ids, attention_mask=..., cache=...)` returns logits for the tokens it is given
+after those in the cache, and if it has `config.block_size`, `config.slides` and `make_cache`.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any, Protocol
+
+import numpy as np
+
+from minitransformer import random
+from minitransformer.autograd import as_array, no_grad
+from minitransformer.errors import ConfigError, DTypeError, ShapeError
+
+
+class Streamer(Protocol):
+    """Receives tokens as they are made."""
+
+    def put(self, ids: np.ndarray) -> None:
+        """The new token of every row, (B,)."""
+
+    def end(self) -> None:
+        """No more tokens come."""
+
+
+def generate(
+    model: Any,
+    input_ids: Any,
+    *,
+    max_new_tokens: int,
+    do_sample: bool = False,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float = 1.0,
+    eos_token_id: int | None = None,
+    attention_mask: Any = None,
+    use_cache: bool = True,
+    streamer: Streamer | None = None,
+    seed: int | None = None,
+) -> np.ndarray:
+    """Continue each row of integer `input_ids` (B, T) by up to `max_new_tokens`: (B, T + new) int64.
+
+    Greedy, or with `do_sample` drawn from softmax(logits / temperature) restricted to the `top_k` most
+    likely tokens, to the fewest whose probability reaches `top_p` (Holtzman et al. 2019), and to those
+    with at least `min_p` times the probability of the likeliest. `repetition_penalty` > 1 divides positive
+    (multiplies negative) logits of tokens that have occurred (Keskar et al. 2019). After `eos_token_id` a
+    row is filled with it, and generation ends when every row has ended. Rows of different length are padded
+    on the left, with 0 in `attention_mask` (B, T). `seed` makes the draws a function of (seed, step, row).
+
+    Past block_size, models with learned or sinusoidal positions re-read the last block_size tokens for
+    every new one (a warning says so once); others slide. Raises ConfigError for settings out of range.
+    """
+    ids = _check(input_ids, attention_mask, max_new_tokens, do_sample, temperature, top_k, top_p, min_p)
+    if not (isinstance(repetition_penalty, (int, float)) and 0 < repetition_penalty < math.inf):
+        raise ConfigError(
+            "generate", f"repetition_penalty is {repetition_penalty!r}, expected a positive number", "1 turns it off"
+        )
+    B, T = ids.shape
+    real = np.ones((B, T), bool) if attention_mask is None else np.asarray(as_array("generate", attention_mask)) != 0
+    seed = int(random.generator().integers(2**63)) if seed is None else random.check_seed("generate", seed)
+    done = np.zeros(B, bool)
+    stepper = _Stepper(model, B, T + max_new_tokens, use_cache)
+    was_training = model.training
+    model.eval()
+    try:
+        with no_grad():
+            for step in range(max_new_tokens):
+                logits = stepper.logits(ids, real).astype(np.float64)  # (B, V)
+                if repetition_penalty != 1:
+                    _penalise(logits, ids, real, repetition_penalty)
+                if do_sample:
+                    new = _sample(logits, temperature, top_k, top_p, min_p, seed, step)
+                else:
+                    new = logits.argmax(axis=-1)
+                if eos_token_id is not None:
+                    new = np.where(done, eos_token_id, new)
+                    done |= new == eos_token_id
+                ids = np.concatenate([ids, new[:, None]], axis=1)
+                real = np.concatenate([real, np.ones((B, 1), bool)], axis=1)
+                if streamer is not None:
+                    streamer.put(new)
+                if done.all() and B:
+                    break
+    finally:
+        model.train(was_training)
+    if streamer is not None:
+        streamer.end()
+    return ids
+
+
+class _Stepper:
+    """Logits of the next token, from the cache as long as positions allow."""
+
+    def __init__(self, model: Any, B: int, total: int, use_cache: bool) -> None:
+        config = model.config
+        self.model, self.block_size, self.slides = model, config.block_size, config.slides
+        self.warned = False
+        capacity = total if self.slides else min(total, self.block_size)
+        self.cache = model.make_cache(B, capacity) if use_cache and B else None
+
+    def logits(self, ids: np.ndarray, real: np.ndarray) -> np.ndarray:
+        """(B, V) for the token after `ids` (B, T); `real` marks what is not padding."""
+        B, T = ids.shape
+        if T > self.block_size and not self.slides:
+            if not self.warned:
+                warnings.warn(
+                    f"generate: past block_size {self.block_size} the last {self.block_size} tokens are read again "
+                    "for every new one, because their positions are absolute",
+                    stacklevel=4,
+                )
+            self.cache, self.warned = None, True
+            ids, real = ids[:, -self.block_size :], real[:, -self.block_size :]
+        mask = None if real.all() else real
+        if self.cache is None:
+            return self.model(ids, attention_mask=mask).logits.data[:, -1]
+        out = None
+        while self.cache.length < T:  # one token, or the prompt in pieces of at most block_size
+            end = min(T, self.cache.length + self.block_size)
+            piece = ids[:, self.cache.length : end]
+            out = self.model(piece, attention_mask=None if mask is None else mask[:, :end], cache=self.cache)
+        assert out is not None
+        return out.logits.data[:, -1]
+
+
+def _check(
+    input_ids: Any,
+    attention_mask: Any,
+    max_new_tokens: int,
+    do_sample: bool,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    min_p: float | None,
+) -> np.ndarray:
+    ids = np.asarray(as_array("generate", input_ids))
+    if ids.dtype.kind not in "iu":
+        raise DTypeError("generate", f"input_ids have dtype {ids.dtype}, expected integers", "Encode the prompt")
+    if ids.ndim != 2 or ids.shape[1] == 0:
+        raise ShapeError(
+            "generate",
+            f"input_ids have shape {ids.shape}, expected (batch, length) with at least one token",
+            "Add a batch axis: ids[None]",
+        )
+    if attention_mask is not None:
+        mask = np.asarray(as_array("generate", attention_mask))
+        if mask.shape != ids.shape or not np.isin(mask, (0, 1)).all():
+            raise ShapeError(
+                "generate",
+                f"attention_mask has shape {mask.shape}, expected {ids.shape} with 1 for real tokens, 0 for padding",
+                "Pad prompts on the left and mark the padding with 0",
+            )
+        if not (mask[:, -1] != 0).all():
+            raise ConfigError("generate", "a row ends with padding", "Pad prompts on the left")
+    if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, (int, np.integer)) or max_new_tokens < 0:
+        raise ConfigError(
+            "generate", f"max_new_tokens is {max_new_tokens!r}, expected an integer of at least 0", "Pass such a number"
+        )
+    ranges = {
+        "temperature": (temperature, temperature is not None and 0 < temperature < math.inf, "a positive number"),
+        "top_k": (top_k, top_k is None or top_k >= 1, "at least 1"),
+        "top_p": (top_p, top_p is None or 0 < top_p <= 1, "above 0 and at most 1"),
+        "min_p": (min_p, min_p is None or 0 <= min_p <= 1, "from 0 to 1"),
+    }
+    for name, (value, fine, expected) in ranges.items():
+        if not fine:
+            way_out = "do_sample=False takes the likeliest token" if name == "temperature" else "None turns it off"
+            raise ConfigError("generate", f"{name} is {value!r}, expected {expected}", way_out)
+        if not do_sample and value not in (None, 1.0):
+            raise ConfigError("generate", f"{name} is {value!r} but nothing is sampled", "Pass do_sample=True")
+    return ids.astype(np.int64)
+
+
+def _penalise(logits: np.ndarray, ids: np.ndarray, real: np.ndarray, penalty: float) -> None:
+    rows, columns = np.nonzero(real)
+    seen = np.zeros(logits.shape, bool)
+    seen[rows, ids[rows, columns]] = True
+    logits[seen] = np.where(logits[seen] > 0, logits[seen] / penalty, logits[seen] * penalty)
+
+
+def _sample(
+    logits: np.ndarray,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    min_p: float | None,
+    seed: int,
+    step: int,
+) -> np.ndarray:
+    """One token per row (B,), by inverting the distribution function at a uniform number."""
+    B, V = logits.shape
+    order = np.argsort(-logits, axis=-1, kind="stable")  # likeliest first; ties by id
+    ranked = np.take_along_axis(logits, order, axis=-1) / temperature
+    p = np.exp(ranked - ranked[:, :1])
+    p /= p.sum(axis=-1, keepdims=True)
+    keep = np.ones((B, V), bool)
+    if top_k is not None:
+        keep[:, top_k:] = False
+    if top_p is not None:
+        kept = np.where(keep, p, 0)
+        kept /= kept.sum(axis=-1, keepdims=True)
+        keep &= np.cumsum(kept, axis=-1) - kept < top_p  # the first is always kept
+    if min_p is not None:
+        keep &= p >= min_p * p[:, :1]
+    cumulative = np.cumsum(np.where(keep, p, 0), axis=-1)
+    words = random.uniform_words((B,), random.DrawKey(seed, step, random.site_id("generate"), 0))
+    uniform = (words + 0.5) / 2**32
+    rank = (cumulative <= uniform[:, None] * cumulative[:, -1:]).sum(axis=-1)
+    return np.take_along_axis(order, np.minimum(rank, V - 1)[:, None], axis=-1)[:, 0]

@@ -1,0 +1,1 @@
+"""Parameter updates over one flat buffer."""

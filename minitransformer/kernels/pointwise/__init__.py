@@ -1,0 +1,1 @@
+"""Elementwise kernels: activations and dropout."""

@@ -1,0 +1,1 @@
+"""Kernels over the rows of a matrix (N, C): softmax, norms, cross-entropy."""

@@ -1,0 +1,73 @@
+"""What all models share: their output, and folders that hold config, weights and tokenizer."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from minitransformer.autograd import Tensor
+from minitransformer.checkpoint import pack_arrays, unpack_arrays
+from minitransformer.errors import CheckpointError, ConfigError, nearest
+from minitransformer.files import json_bytes, make_folders, refusals_of_the_system, write_bytes
+from minitransformer.nn.kv_cache import KVCache
+from minitransformer.nn.module import Module
+
+C = TypeVar("C")
+
+
+@dataclass(frozen=True)
+class ModelOutput:
+    """What a forward pass returns; fields that were not asked for are None."""
+
+    loss: Tensor | None = None  # one number: the mean over valid targets
+    logits: Tensor | None = None  # (B, T, V)
+    attentions: tuple[Tensor, ...] | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    cache: KVCache | None = None
+
+
+def config_from_dict(cls: type[C], fields: dict[str, Any]) -> C:
+    """A config dataclass from a dict; `ConfigError` with the nearest name for a field it does not have."""
+    known = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    for name in fields:
+        if name not in known:
+            raise ConfigError(cls.__name__, f"has no field {name!r}", nearest(name, known))
+    return cls(**fields)
+
+
+class Model(Module):
+    """A module made from one frozen config dataclass, which is all it takes to build it again."""
+
+    config: Any
+
+    def files(self) -> dict[str, bytes]:
+        """config.json and model.safetensors, as they are saved."""
+        config = {"model_type": type(self).__name__, **dataclasses.asdict(self.config)}
+        return {
+            "config.json": json_bytes("the config", config, indent=2),
+            "model.safetensors": pack_arrays(self.state_dict(), {}),
+        }
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write config.json and model.safetensors into `folder`, each atomically."""
+        with refusals_of_the_system(Path(folder)):
+            make_folders(Path(folder))
+        for name, data in self.files().items():
+            write_bytes(Path(folder) / name, data)
+
+    def load_weights(self, path: Path) -> None:
+        """Read parameters from a safetensors file, in the dtype it has; `CheckpointError` if they do not fit."""
+        arrays, _ = unpack_arrays(path)
+        dtypes = {array.dtype for array in arrays.values()}
+        if len(dtypes) != 1 or not dtypes <= {np.dtype(np.float32), np.dtype(np.float64)}:
+            raise CheckpointError(
+                "load_weights",
+                f"{path} holds dtypes {sorted(map(str, dtypes))}, expected all float32 or all float64",
+                "Load weights that minitransformer saved",
+            )
+        self.to(dtypes.pop())
+        self.load_state_dict(arrays)

@@ -1,0 +1,32 @@
+"""Layers, composed from the ops; one idea a file."""
+
+from minitransformer.autograd import Parameter
+from minitransformer.nn.attention import MultiHeadAttention, SelfAttention
+from minitransformer.nn.clip import clip_grad_norm_
+from minitransformer.nn.decoder_layer import DecoderLayer
+from minitransformer.nn.dropout import Dropout
+from minitransformer.nn.embedding import Embedding, SinusoidalPositions
+from minitransformer.nn.encoder_layer import EncoderLayer
+from minitransformer.nn.feed_forward import FeedForward
+from minitransformer.nn.kv_cache import KVCache
+from minitransformer.nn.linear import Linear
+from minitransformer.nn.module import Module
+from minitransformer.nn.norm import LayerNorm, RMSNorm
+
+__all__ = [
+    "Dropout",
+    "DecoderLayer",
+    "Embedding",
+    "EncoderLayer",
+    "FeedForward",
+    "KVCache",
+    "LayerNorm",
+    "Linear",
+    "Module",
+    "MultiHeadAttention",
+    "Parameter",
+    "RMSNorm",
+    "SelfAttention",
+    "SinusoidalPositions",
+    "clip_grad_norm_",
+]

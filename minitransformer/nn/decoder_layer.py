@@ -1,0 +1,53 @@
+"""The decoder layer of "Attention is all you need", composed from the layers below."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from minitransformer import functional as F
+from minitransformer.autograd import Tensor
+from minitransformer.nn.attention import MultiHeadAttention
+from minitransformer.nn.dropout import Dropout
+from minitransformer.nn.feed_forward import FeedForward
+from minitransformer.nn.module import Module
+from minitransformer.nn.norm import LayerNorm
+
+
+class DecoderLayer(Module):
+    """Self-attention, attention to an encoder's output, and feed-forward, each as in `EncoderLayer`.
+
+    Nothing is causal by itself: pass `mask=masks.causal()` for a language model's decoder.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        num_heads: int,
+        dff: int,
+        dropout_rate: float = 0.1,
+        *,
+        norm_first: bool = False,
+        activation: str = "relu",
+    ) -> None:
+        self.norm_first = norm_first
+        self.attn = MultiHeadAttention(d_model, num_heads, dropout_rate=dropout_rate)
+        self.cross_attn = MultiHeadAttention(d_model, num_heads, dropout_rate=dropout_rate)
+        self.ffn = FeedForward(d_model, dff, dropout_rate, activation)
+        self.norm1, self.norm2, self.norm3 = (LayerNorm(d_model) for _ in range(3))
+        self.dropout1, self.dropout2, self.dropout3 = (Dropout(dropout_rate) for _ in range(3))
+
+    def forward(
+        self, x: Tensor, memory: Tensor, mask: Any = None, memory_mask: Any = None, **unexpected: Any
+    ) -> Tensor:
+        """(B, T, C) from x (B, T, C) and memory (B, S, C).
+
+        `mask` is for self-attention (B, H, T, T), `memory_mask` for attention to memory (B, H, T, S).
+        """
+        F.refuse("DecoderLayer", unexpected)
+        if self.norm_first:
+            x = x + self.dropout1(self.attn(self.norm1(x), attn_mask=mask))
+            x = x + self.dropout2(self.cross_attn(self.norm2(x), memory, attn_mask=memory_mask))
+            return x + self.dropout3(self.ffn(self.norm3(x)))
+        x = self.norm1(x + self.dropout1(self.attn(x, attn_mask=mask)))
+        x = self.norm2(x + self.dropout2(self.cross_attn(x, memory, attn_mask=memory_mask)))
+        return self.norm3(x + self.dropout3(self.ffn(x)))

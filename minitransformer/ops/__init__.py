@@ -1,0 +1,15 @@
+"""Differentiable operations: forward/backward pairs on plain arrays, registered for autograd."""
+
+from minitransformer.ops import (  # noqa: F401  (importing a module registers its ops)
+    activation,
+    arithmetic,
+    attention,
+    dropout,
+    embedding,
+    linear,
+    loss,
+    norm,
+    position,
+    reduce,
+    shape,
+)

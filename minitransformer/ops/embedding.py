@@ -1,0 +1,60 @@
+"""Embedding lookup; the gradient of a repeated id is the sum over its occurrences."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from minitransformer.autograd import register
+from minitransformer.errors import DTypeError, RangeError, ShapeError
+
+
+class Lookup(NamedTuple):
+    shape: tuple[int, int]
+    ids: np.ndarray
+
+
+def check_ids(op: str, ids: np.ndarray, vocab_size: int) -> None:
+    """`DTypeError` unless ids are integers, `RangeError` naming the first one outside the vocabulary."""
+    if not isinstance(ids, np.ndarray) or ids.dtype.kind not in "iu":
+        raise DTypeError(
+            op,
+            f"ids have dtype {getattr(ids, 'dtype', type(ids).__name__)}, expected an integer type",
+            "Encode the text with a tokenizer, or cast: ids.astype(np.int64)",
+        )
+    if ids.size and (ids.min() < 0 or ids.max() >= vocab_size):
+        wrong = np.argwhere((ids < 0) | (ids >= vocab_size))[0]
+        position = tuple(int(i) for i in wrong)
+        raise RangeError(
+            op,
+            f"the id at position {position} is {int(ids[position])}, expected 0 to {vocab_size - 1} "
+            f"(vocabulary size {vocab_size})",
+            "Use the tokenizer that the model was made with, or a larger vocab_size",
+        )
+
+
+def embedding_forward(weight: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, Lookup]:
+    """Rows of weight (V, C) at ids (...): (..., C)."""
+    if weight.ndim != 2:
+        raise ShapeError("embedding", f"weight has shape {weight.shape}, expected (V, C)", "Pass a matrix")
+    check_ids("embedding", ids, weight.shape[0])
+    return np.take(weight, ids, axis=0), Lookup(weight.shape, ids)
+
+
+def embedding_backward(dout: np.ndarray, saved: Lookup) -> tuple[np.ndarray]:
+    """dweight[v] = sum of dout over the positions with id v, in order of position."""
+    vocab_size, width = saved.shape
+    ids = saved.ids.reshape(-1)
+    drows = np.ascontiguousarray(dout).reshape(-1, width)
+    dweight = np.zeros((vocab_size, width), dout.dtype)
+    if ids.size:
+        # Sorting groups equal ids into runs; reduceat then sums each run in one pass over memory.
+        order = np.argsort(ids, kind="stable")
+        grouped = ids[order]
+        starts = np.flatnonzero(np.r_[True, grouped[1:] != grouped[:-1]])
+        dweight[grouped[starts]] = np.add.reduceat(drows[order], starts, axis=0)
+    return (dweight,)
+
+
+register("embedding", embedding_forward, embedding_backward)

@@ -1,0 +1,202 @@
+"""Moving elements without changing them: the backward of each puts them back.
+
+Forward returns views where NumPy does; backward always returns fresh arrays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minitransformer.autograd import check_axis, register
+from minitransformer.errors import DTypeError, RangeError, ShapeError
+from minitransformer.ops.arithmetic import sum_to
+
+
+class Shape(NamedTuple):
+    shape: tuple[int, ...]
+
+
+class Dims(NamedTuple):
+    dims: tuple[int, ...]
+
+
+class Index(NamedTuple):
+    shape: tuple[int, ...]
+    index: Any
+
+
+class Pieces(NamedTuple):
+    sizes: tuple[int, ...]
+    dim: int
+
+
+class Choice(NamedTuple):
+    a: Any
+    b: Any
+    condition: np.ndarray
+
+
+def reshape_forward(x: np.ndarray, *, shape: tuple[int, ...]) -> tuple[np.ndarray, Shape]:
+    try:
+        return x.reshape(shape), Shape(x.shape)
+    except (ValueError, TypeError):
+        raise ShapeError(
+            "reshape",
+            f"{x.size} elements of shape {x.shape} do not fit {shape}",
+            "The product of the new sizes must be the same; one size may be -1",
+        ) from None
+
+
+def reshape_backward(dout: np.ndarray, saved: Shape) -> tuple[np.ndarray]:
+    return (dout.copy().reshape(saved.shape),)
+
+
+def transpose_forward(x: np.ndarray, *, dim0: int, dim1: int) -> tuple[np.ndarray, Dims]:
+    dims = (check_axis("transpose", dim0, x.ndim), check_axis("transpose", dim1, x.ndim))
+    return x.swapaxes(*dims), Dims(dims)
+
+
+def transpose_backward(dout: np.ndarray, saved: Dims) -> tuple[np.ndarray]:
+    return (dout.swapaxes(*saved.dims).copy(),)
+
+
+def permute_forward(x: np.ndarray, *, dims: tuple[int, ...]) -> tuple[np.ndarray, Dims]:
+    axes = tuple(check_axis("permute", dim, x.ndim) for dim in dims)
+    if sorted(axes) != list(range(x.ndim)):
+        raise ShapeError(
+            "permute", f"dims are {dims}, expected each of {x.ndim} axes once", "Name every axis exactly once"
+        )
+    return x.transpose(axes), Dims(axes)
+
+
+def permute_backward(dout: np.ndarray, saved: Dims) -> tuple[np.ndarray]:
+    return (dout.transpose(np.argsort(saved.dims)).copy(),)
+
+
+def expand_forward(x: np.ndarray, *, shape: tuple[int, ...]) -> tuple[np.ndarray, Shape]:
+    """`x` repeated along axes of size 1 (and new leading axes) to `shape`, as a read-only view."""
+    try:
+        return np.broadcast_to(x, shape), Shape(x.shape)
+    except ValueError:
+        raise ShapeError(
+            "expand", f"shape {x.shape} does not broadcast to {shape}", "Only axes of size 1 can be expanded"
+        ) from None
+
+
+def expand_backward(dout: np.ndarray, saved: Shape) -> tuple[np.ndarray | None]:
+    return (sum_to(dout, np.empty(saved.shape, np.bool_)),)
+
+
+def getitem_forward(x: np.ndarray, *, index: Any) -> tuple[np.ndarray, Index]:
+    """NumPy indexing: slices are views, integer and boolean arrays gather copies."""
+    try:
+        return x[index], Index(x.shape, index)
+    except IndexError as error:
+        raise RangeError(
+            "getitem", f"the index does not fit shape {x.shape} ({error})", "Check the index against t.shape"
+        ) from None
+
+
+def getitem_backward(dout: np.ndarray, saved: Index) -> tuple[np.ndarray]:
+    dx = np.zeros(saved.shape, dout.dtype)
+    parts = saved.index if isinstance(saved.index, tuple) else (saved.index,)
+    if any(isinstance(part, (np.ndarray, list)) for part in parts):
+        np.add.at(dx, saved.index, dout)  # a gathered element may occur several times
+    else:
+        dx[saved.index] = dout
+    return (dx,)
+
+
+def concat_forward(*arrays: np.ndarray, dim: int) -> tuple[np.ndarray, Pieces]:
+    if not arrays:
+        raise ShapeError("concat", "got no tensors, expected at least one", "Pass a non-empty sequence")
+    axis = check_axis("concat", dim, arrays[0].ndim)
+    rest = {array.shape[:axis] + array.shape[axis + 1 :] for array in arrays}
+    if len(rest) > 1 or len({array.ndim for array in arrays}) > 1:
+        raise ShapeError(
+            "concat",
+            f"shapes {', '.join(str(array.shape) for array in arrays)} differ outside axis {axis}",
+            "Make all other sizes equal",
+        )
+    return np.concatenate(arrays, axis), Pieces(tuple(array.shape[axis] for array in arrays), axis)
+
+
+def concat_backward(dout: np.ndarray, saved: Pieces) -> tuple[np.ndarray, ...]:
+    return tuple(piece.copy() for piece in np.split(dout, np.cumsum(saved.sizes)[:-1], saved.dim))
+
+
+def stack_forward(*arrays: np.ndarray, dim: int) -> tuple[np.ndarray, Dims]:
+    shapes = [array.shape for array in arrays]
+    if len(set(shapes)) != 1:
+        raise ShapeError(
+            "stack", f"got shapes {shapes}, expected one or more equal shapes", "Make them equal, or use concat"
+        )
+    axis = check_axis("stack", dim, len(shapes[0]) + 1)
+    return np.stack(arrays, axis), Dims((axis,))
+
+
+def stack_backward(dout: np.ndarray, saved: Dims) -> tuple[np.ndarray, ...]:
+    (axis,) = saved.dims
+    return tuple(np.take(dout, i, axis) for i in range(dout.shape[axis]))
+
+
+def split_forward(x: np.ndarray, *, sizes: int | Sequence[int], dim: int) -> tuple[list[np.ndarray], Pieces]:
+    """Consecutive pieces along `dim`: of length `sizes` (the last may be shorter), or of these lengths."""
+    axis = check_axis("split", dim, x.ndim)
+    length = x.shape[axis]
+    if isinstance(sizes, (int, np.integer)):
+        if sizes < 1:
+            raise RangeError("split", f"the piece size is {sizes}, expected at least 1", "Pass a positive size")
+        lengths = [min(int(sizes), length - start) for start in range(0, length, int(sizes))] or [0]
+    else:
+        lengths = [int(size) for size in sizes]
+        if sum(lengths) != length or any(size < 0 for size in lengths):
+            raise ShapeError(
+                "split",
+                f"sizes {lengths} sum to {sum(lengths)}, expected {length} for axis {axis} of shape {x.shape}",
+                "Pass non-negative sizes that sum to the axis",
+            )
+    return np.split(x, np.cumsum(lengths)[:-1], axis), Pieces(tuple(lengths), axis)
+
+
+def split_backward(douts: tuple[np.ndarray, ...], saved: Pieces) -> tuple[np.ndarray]:
+    return (np.concatenate(douts, saved.dim),)
+
+
+def where_forward(a: Any, b: Any, condition: np.ndarray) -> tuple[np.ndarray, Choice]:
+    """`a` where `condition`, else `b`; the branch not taken gets gradient 0, even if it is NaN there."""
+    if not isinstance(condition, np.ndarray) or condition.dtype != np.bool_:
+        raise DTypeError(
+            "where", "the condition is not a bool array", "Compare first: mt.where(t > 0, a, b)"
+        )
+    try:
+        np.broadcast_shapes(condition.shape, np.shape(a), np.shape(b))
+    except ValueError:
+        raise ShapeError(
+            "where",
+            f"condition {condition.shape}, a {np.shape(a)} and b {np.shape(b)} do not broadcast",
+            "Compared from the right, sizes must be equal or 1",
+        ) from None
+    return np.where(condition, a, b), Choice(a, b, condition)
+
+
+def where_backward(dout: np.ndarray, saved: Choice) -> tuple[np.ndarray | None, ...]:
+    zero = dout.dtype.type(0)
+    return (
+        sum_to(np.where(saved.condition, dout, zero), saved.a),
+        sum_to(np.where(saved.condition, zero, dout), saved.b),
+    )
+
+
+register("reshape", reshape_forward, reshape_backward)
+register("transpose", transpose_forward, transpose_backward)
+register("permute", permute_forward, permute_backward)
+register("expand", expand_forward, expand_backward)
+register("getitem", getitem_forward, getitem_backward)
+register("concat", concat_forward, concat_backward)
+register("stack", stack_forward, stack_backward)
+register("split", split_forward, split_backward, many=True)
+register("where", where_forward, where_backward)

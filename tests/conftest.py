@@ -1,0 +1,111 @@
+"""What tests run under: Hypothesis profiles, the markers `thorough` and `peers`, sealed global state."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import random
+import sys
+from collections.abc import Iterator
+from contextvars import copy_context
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, register_random, settings
+
+from minitransformer.autograd import OPS
+from minitransformer.random import manual_seed
+from minitransformer.threads import get_num_threads
+
+# No deadline anywhere: the first call of a kernel compiles it, and the machine may be shared. The prefix
+# keeps clear of Hypothesis's own profile named `ci`.
+settings.register_profile(
+    "mt-dev", deadline=None, max_examples=20, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("mt-ci", settings.get_profile("mt-dev"), max_examples=50, derandomize=True)
+settings.register_profile("mt-thorough", settings.get_profile("mt-dev"), max_examples=1000)
+settings.load_profile(os.environ.get("MT_PROFILE", "mt-ci" if os.environ.get("CI") else "mt-dev"))
+
+LEFT_OUT = pytest.StashKey[int]()
+
+
+class PackageStream:
+    """The package's own random stream, as Hypothesis wants it: restarted before every example."""
+
+    def seed(self, seed: int) -> None:
+        manual_seed(seed)
+
+    def getstate(self) -> None:
+        """Nothing to keep: every test starts at seed 0."""
+
+    def setstate(self, state: None) -> None:
+        manual_seed(0)
+
+
+PACKAGE_STREAM = PackageStream()  # Hypothesis holds it weakly
+register_random(PACKAGE_STREAM)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--require-peers",
+        action="store_true",
+        help="a test against a peer that is not installed is an error, not a skip",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if "thorough" in config.option.markexpr:
+        return
+    thorough = [item for item in items if item.get_closest_marker("thorough")]
+    items[:] = [item for item in items if item not in thorough]
+    config.hook.pytest_deselected(items=thorough)
+    config.stash[LEFT_OUT] = len(thorough)
+
+
+def pytest_collection_finish() -> None:
+    if "torch" in sys.modules:
+        raise pytest.UsageError(
+            "a test file imports torch while it is collected; import it in its peers tests"
+        )
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if count := config.stash.get(LEFT_OUT, 0):
+        terminalreporter.write_line(f"thorough tests left out: {count}; -m thorough runs them")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("peers") and importlib.util.find_spec("torch") is None:
+        reason = 'needs the peers extra: pip install "minitransformer[peers]"'
+        if item.config.getoption("--require-peers"):
+            pytest.fail(reason, pytrace=False)
+        pytest.skip(reason)
+
+
+def global_state() -> dict[str, object]:
+    kind, key, *position = np.random.get_state()  # noqa: NPY002 (the legacy stream is the global one)
+    return {
+        "a context variable": {v.name: x for v, x in copy_context().items() if "minitransformer" in v.name},
+        "the number of threads": get_num_threads(),
+        "the registry of ops": set(OPS),
+        "NumPy's error handling": np.geterr(),
+        "NumPy's print options": np.get_printoptions(),
+        "NumPy's random state": (kind, key.tobytes(), *position),
+        "Python's random state": random.getstate(),
+        "the environment": {k: v for k, v in os.environ.items() if k != "PYTEST_CURRENT_TEST"},
+        "the working directory": Path.cwd(),
+    }
+
+
+@pytest.fixture(autouse=True)
+def sealed(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Start each test at seed 0; fail one that changes process-wide state, or imports torch unmarked."""
+    manual_seed(0)
+    before, torch_before = global_state(), "torch" in sys.modules
+    yield
+    if "torch" in sys.modules and not torch_before and not request.node.get_closest_marker("peers"):
+        pytest.fail("imports torch without the marker `peers`", pytrace=False)
+    if changed := [name for name, value in global_state().items() if value != before[name]]:
+        pytest.fail(f"leaves {' and '.join(changed)} changed", pytrace=False)

@@ -1,0 +1,290 @@
+"""Checkpoints survive: whenever the process or the machine stops, the old or the new one is whole."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import shutil
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minitransformer.checkpoint import RunFolder
+from minitransformer.errors import CheckpointError
+from minitransformer.files import LogFile, write_bytes
+
+
+def contents(run: RunFolder, which: Any) -> tuple[int, dict[str, bytes]]:
+    checkpoint = run.load(which)
+    files = {p.name: p.read_bytes() for p in checkpoint.folder.iterdir() if p.name != "manifest.json"}
+    return checkpoint.step, files
+
+
+class Kill(BaseException):
+    """The process is gone: nothing catches it, and what runs after it has no effect on the disk."""
+
+
+class Disk:
+    """Stands between the package and the system, and fails at the k-th change of the disk.
+
+    A "kill" ends the process there, with a write half done. "enospc" is one refused call, "full" refuses
+    everything from there on except removals. `lose_power` takes back what was never synced: contents of
+    files, and names made or moved in folders.
+    """
+
+    def __init__(self, patch: pytest.MonkeyPatch, grave: Path, fault: str = "", k: int = -1) -> None:
+        self.fault, self.k, self.count = fault, k, 0
+        self.grave = grave  # old files that a rename covered
+        self.unsynced: set[int] = set()  # inodes of files
+        self.pending: list[tuple[int, int, Callable[[int], None]]] = []  # folder's inode, descriptor, undo
+        self.dead = False
+        for owner, name, wrapper in [
+            (Path, "open", self.open),
+            (Path, "mkdir", self.mkdir),
+            (Path, "rename", self.rename),
+            (Path, "replace", self.rename),
+            (Path, "unlink", self.removal),
+            (os, "unlink", self.removal),
+            (os, "rmdir", self.removal),
+            (os, "fsync", self.fsync),
+        ]:
+            patch.setattr(owner, name, self.around(getattr(owner, name), wrapper))
+
+    @staticmethod
+    def around(real: Any, wrapper: Any) -> Any:
+        return lambda *args, **kwargs: wrapper(real, *args, **kwargs)
+
+    def due(self, removal: bool = False) -> bool:
+        if self.dead:
+            raise Kill
+        self.count += 1
+        return self.count == self.k or (self.fault == "full" and 0 < self.k < self.count and not removal)
+
+    def fail(self) -> None:
+        if self.fault == "kill":
+            self.dead = True
+            raise Kill
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def step(self, removal: bool = False) -> None:
+        if self.due(removal):
+            self.fail()
+
+    def later(self, folder: Path, undo: Callable[[int], None]) -> None:
+        descriptor = os.open(folder, os.O_RDONLY)
+        self.pending.append((os.fstat(descriptor).st_ino, descriptor, undo))
+
+    def open(self, real: Any, path: Path, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+        if mode[0] not in "wa":
+            return real(path, mode, *args, **kwargs)
+        self.step()
+        if not path.exists():
+            self.later(path.parent, lambda folder: os.unlink(path.name, dir_fd=folder))
+        disk = self
+
+        class Raw(io.FileIO):
+            def write(self, data: Any) -> int:
+                disk.unsynced.add(os.fstat(self.fileno()).st_ino)
+                if disk.due():
+                    super().write(bytes(data)[: len(data) // 2])
+                    disk.fail()
+                return super().write(data)
+
+        return io.BufferedWriter(Raw(path, mode.replace("b", "")))
+
+    def mkdir(self, real: Any, path: Path, *args: Any, **kwargs: Any) -> None:
+        self.step()
+        real(path, *args, **kwargs)
+        self.later(path.parent, lambda folder: shutil.rmtree(path))
+
+    def rename(self, real: Any, path: Path, target: Path) -> Any:
+        self.step()
+        old = None
+        if target.exists():
+            old = self.grave / str(self.count)
+            os.link(target, old)
+
+        def undo(folder: int) -> None:
+            os.rename(target.name, path.name, src_dir_fd=folder, dst_dir_fd=folder)
+            if old:
+                os.link(old, target.name, dst_dir_fd=folder)
+
+        result = real(path, target)
+        self.later(target.parent, undo)
+        return result
+
+    def removal(self, real: Any, *args: Any, **kwargs: Any) -> None:
+        self.step(removal=True)
+        real(*args, **kwargs)
+
+    def fsync(self, real: Any, descriptor: int) -> None:
+        self.step()
+        status = os.fstat(descriptor)
+        if stat.S_ISDIR(status.st_mode):
+            self.forget(lambda inode: inode == status.st_ino)
+        else:
+            self.unsynced.discard(status.st_ino)
+
+    def forget(self, which: Callable[[int], bool]) -> None:
+        for inode, descriptor, _ in self.pending:
+            if which(inode):
+                os.close(descriptor)
+        self.pending = [entry for entry in self.pending if not which(entry[0])]
+
+    def lose_power(self, root: Path, loses: Callable[[Path], bool]) -> None:
+        """Cut every unsynced file short, and undo the unsynced changes of the folders that `loses` names."""
+        for path in root.rglob("*"):
+            if path.is_file() and path.stat().st_ino in self.unsynced:
+                os.truncate(path, path.stat().st_size // 2)
+        folders = {p.stat().st_ino for p in [root, *root.rglob("*")] if p.is_dir() and loses(p)}
+        for inode, descriptor, undo in reversed(self.pending):
+            if inode in folders:
+                undo(descriptor)
+
+
+LOSSES: dict[str, Callable[[Path], bool]] = {
+    "everything": lambda folder: True,
+    "names in the run folder": lambda folder: folder.name == "run",
+    "names of checkpoints": lambda folder: folder.name != "run",
+}
+FAULTS = ["kill", "enospc", "full", *LOSSES]
+
+
+def crashes(template: Path, scratch: Path, fault: str, act: Callable[[Path], None]) -> Iterator[Path]:
+    """A copy of `template` for every k, on which `act` met the fault at its k-th change of the disk."""
+    k = 0
+    while True:
+        k += 1
+        root = scratch / f"{fault} {k}" / "run"
+        grave = scratch / f"{fault} {k}" / "grave"
+        grave.mkdir(parents=True)
+        if template.exists():
+            shutil.copytree(template, root)
+        with pytest.MonkeyPatch.context() as patch:
+            disk = Disk(patch, grave, "kill" if fault in LOSSES else fault, k)
+            try:
+                act(root)
+            except Kill:
+                assert disk.dead
+            except CheckpointError as error:
+                assert "No space left on device" in str(error)
+        if disk.count < k:
+            assert k > 3
+            return
+        if fault in LOSSES:
+            disk.lose_power(root.parent, LOSSES[fault])
+        disk.forget(lambda inode: True)
+        yield root
+
+
+def saved(path: Path, *saves: tuple[int, bytes, bool]) -> None:
+    run = RunFolder.open(path)
+    for step, data, best in saves:
+        run.save(step, {"model": data, "state": data * 2}, best=best)
+
+
+def litter(path: Path) -> None:
+    """What a run killed while saving step 3 leaves behind."""
+    for folder in ("step-00000003", ".step-00000003.tmp"):
+        (path / "checkpoints" / folder).mkdir(parents=True, exist_ok=True)
+        (path / "checkpoints" / folder / "model").write_bytes(b"old")
+    (path / ".last.json.1-1.tmp").write_bytes(b"{")
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(
+    ("before", "save"),
+    [
+        ([], (3, b"new", True)),
+        ([(1, b"one", True)], (3, b"new", False)),
+        ([(1, b"one", True), (2, b"two", False)], (3, b"new", True)),
+        ([(1, b"one", True), (3, b"three", False)], (3, b"new", True)),
+        ([(3, b"three", True)], (3, b"new", False)),
+    ],
+    ids=["first", "last moves", "both move", "same step again", "same step as best"],
+)
+def test_a_fault_at_any_moment_leaves_old_or_new(
+    tmp_path: Path, fault: str, before: list[tuple[int, bytes, bool]], save: tuple[int, bytes, bool]
+) -> None:
+    template = tmp_path / "template"
+    RunFolder.create(template, {})
+    saved(template, *before)
+    if not any(step == 3 for step, _, _ in before):
+        litter(template)
+    step, data, best = save
+    new = (step, {"model": data, "state": data * 2})
+    kept = RunFolder.open(template)
+    possible = {
+        "last": ([contents(kept, "last")] if before else []) + [new],
+        "best": ([contents(kept, "best")] if before else []) + ([new] if best else []),
+    }
+    for root in crashes(template, tmp_path, fault, lambda path: saved(path, save)):
+        run = RunFolder.open(root)
+        for which, choices in possible.items():
+            if before or (root / f"{which}.json").exists():
+                assert contents(run, which) in choices
+        # The next save goes through, and sweeps up.
+        saved(root, (4, b"next", True))
+        assert contents(run, "last") == contents(run, "best") == (4, {"model": b"next", "state": b"nextnext"})
+        assert {p.name for p in root.iterdir()} == {"run.json", "last.json", "best.json", "checkpoints"}
+        assert [p.name for p in (root / "checkpoints").iterdir()] == ["step-00000004"]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_run_half_created_can_be_created_again(tmp_path: Path, fault: str) -> None:
+    def create(path: Path) -> None:
+        RunFolder.create(path, {"seed": 1})
+
+    for root in crashes(tmp_path / "nothing", tmp_path, fault, create):
+        if not (root / "run.json").exists():
+            create(root)
+        assert RunFolder.open(root).description == {"seed": 1}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_while_writing_or_cutting_a_file_leaves_old_or_new(tmp_path: Path, fault: str) -> None:
+    template = tmp_path / "template"
+    template.mkdir()
+    old, new = b'{"step": 1}\n{"step": 2}\n{"st', b'{"step": 1}\n'
+    (template / "log").write_bytes(old)
+    (template / "file").write_bytes(b"old")
+
+    def act(path: Path) -> None:
+        write_bytes(path / "file", b"new")
+        LogFile(path / "log").cut_back(1)
+
+    for root in crashes(template, tmp_path, fault, act):
+        assert (root / "file").read_bytes() in (b"old", b"new")
+        assert (root / "log").read_bytes() in (old, new)
+        if fault in ("enospc", "full"):
+            assert {p.name for p in root.iterdir()} == {"file", "log"}
+
+
+def test_a_synced_log_survives_a_loss_of_power(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "run").mkdir()
+    log = LogFile(tmp_path / "run" / "log")
+    with monkeypatch.context() as patch:
+        disk = Disk(patch, tmp_path)
+        log.append({"step": 1})
+        log.sync()
+    disk.lose_power(tmp_path, LOSSES["everything"])
+    assert log.path.read_bytes() == b'{"step": 1}\n'
+
+
+def test_a_full_disk_gets_its_space_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunFolder.create(tmp_path, {})
+    run.save(1, {"model": b"one"}, best=True)
+    before = {path: path.stat() for path in tmp_path.rglob("*") if path.is_file()}
+    with monkeypatch.context() as patch:
+        Disk(patch, tmp_path, "full", 4)
+        with pytest.raises(CheckpointError) as caught:
+            run.save(2, {"model": b"two"}, best=True)
+    assert str(caught.value) == (
+        f"files: {tmp_path} could not be written (No space left on device). "
+        "Check free space and permissions there; what was saved before is untouched."
+    )
+    assert {path: path.stat() for path in tmp_path.rglob("*") if path.is_file()} == before

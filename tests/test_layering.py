@@ -1,0 +1,171 @@
+"""The floors of the house: a file imports only from lower floors, or from its own floor, listed before it."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Collection, Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1] / "minitransformer"
+
+# One floor a paragraph, from the ground up; within a floor, later files may import earlier ones. `name` is
+# that module alone, `name/` it and its whole folder, where files may import each other if no circle forms.
+HOUSE = """
+    errors render random threads files
+
+    kernels kernels.simd kernels/
+
+    autograd
+
+    masks/
+    ops.arithmetic ops.shape ops.reduce ops.linear ops.activation ops.dropout
+    ops.norm ops.embedding ops.position ops.attention ops.feedforward ops.loss
+    ops.encoder_layer ops.decoder_layer ops.gpt_block ops
+    functional
+
+    nn.module nn/
+
+    gradcheck checkpoint generate
+
+    models/
+
+    data/ optim/ metrics/ interpret/
+
+    training/ testing/
+
+    bench/ cli
+"""
+PLACES = HOUSE.split()
+ROOF = {"", "__main__"}  # may import anything, and nothing may import it
+
+# What may be imported besides the standard library, and in which folders ("" is everywhere). Whatever is
+# optional goes through `errors.require`, which names the pip line.
+OUTSIDE = {
+    "numpy": ("",),
+    "numba": ("kernels", "threads"),
+    "safetensors": ("",),
+    "threadpoolctl": ("threads",),
+    "tqdm": ("",),
+    "hypothesis": ("testing",),
+}
+
+
+def inside(module: str, folder: str) -> bool:
+    return not folder or f"{module}.".startswith(f"{folder}.")
+
+
+def place_of(module: str) -> int:
+    """Index in PLACES, the module's own name before its folder's; -1 if it has none."""
+    if module in PLACES:
+        return PLACES.index(module)
+    return next((i for i, p in enumerate(PLACES) if p.endswith("/") and inside(module, p[:-1])), -1)
+
+
+def imports(file: str, source: str) -> Iterator[tuple[int, str]]:
+    """Line and absolute dotted name of every import in a file, wherever in the file it stands."""
+    package = ["minitransformer", *Path(file).parent.parts]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            origin = package[: len(package) + 1 - node.level] if node.level else []
+            origin = [*origin, node.module] if node.module else origin
+            yield from ((node.lineno, ".".join([*origin, alias.name])) for alias in node.names)
+
+
+def holder(name: str, modules: Collection[str]) -> str:
+    """The module that a dotted name lies in: `ops.linear.linear_forward` lies in `ops.linear`."""
+    while name and name not in modules:
+        name = name.rpartition(".")[0]
+    return name
+
+
+def complaints(files: dict[str, str]) -> list[str]:
+    """What is wrong with the imports of a package, given as path -> source."""
+    modules = {f.removesuffix(".py").removesuffix("__init__").rstrip("/").replace("/", "."): f for f in files}
+    neighbours: dict[str, set[str]] = {}
+    found = []
+    for module, file in modules.items():
+        place = len(PLACES) if module in ROOF else place_of(module)
+        if place < 0:
+            found.append(f"{file} is on no floor. Give it its place in HOUSE, tests/{Path(__file__).name}")
+            continue
+        for line, name in imports(file, files[file]):
+            top, _, rest = name.partition(".")
+            if top != "minitransformer":
+                places = ("",) if top in sys.stdlib_module_names else OUTSIDE.get(top, ())
+                if not any(inside(module, p) for p in places):
+                    found.append(f"{file}:{line} may not import {top}. Optional packages: errors.require")
+                continue
+            target = holder(rest, modules)
+            if module in ROOF or target == module:
+                continue
+            if target in ROOF or place_of(target) > place:
+                found.append(f"{file}:{line} imports {target or name}, which is not below it")
+            elif place_of(target) == place:
+                neighbours.setdefault(module, set()).add(target)
+                if PLACES[place] == "kernels/" and module.split(".")[1] != target.split(".")[1]:
+                    found.append(f"{file}:{line} imports {target}, a kernel of another family")
+    try:
+        TopologicalSorter(neighbours).prepare()
+    except CycleError as error:
+        found.append(f"circle of imports: {', '.join(error.args[1])}")
+    return found
+
+
+def test_every_file_imports_only_downwards() -> None:
+    files = {p.relative_to(ROOT).as_posix(): p.read_text(encoding="utf-8") for p in ROOT.rglob("*.py")}
+    assert {"__init__.py", "errors.py"} <= files.keys()
+    assert complaints(files) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "source", "complaint"),
+    [
+        ("errors.py", "import minitransformer.nn", "errors.py:1 imports nn, which is not below it"),
+        ("errors.py", "from . import nn", "errors.py:1 imports nn, which is not below it"),
+        ("errors.py", "from . import __version__", "errors.py:1 imports minitransformer.__version__, which"),
+        ("autograd.py", "def f():\n    from .ops.linear import x", "autograd.py:2 imports ops.linear, which"),
+        (
+            "autograd.py",
+            "if TYPE_CHECKING:\n    from .nn.module import x",
+            "autograd.py:2 imports nn.module, wh",
+        ),
+        ("ops/linear.py", "from .norm import x", "ops/linear.py:1 imports ops.norm, which is not below it"),
+        ("ops/linear.py", "from . import norm", "ops/linear.py:1 imports ops.norm, which is not below it"),
+        (
+            "kernels/rowwise/cpu.py",
+            "from ..pointwise import cpu",
+            "kernels.pointwise.cpu, a kernel of another",
+        ),
+        ("kernels/__init__.py", "from .rowwise import cpu", "kernels.rowwise.cpu, which is not below it"),
+        ("nn/linear.py", "from . import Linear", "circle of imports"),
+        ("autograd.py", "def f():\n    import numba.core", "autograd.py:2 may not import numba"),
+        ("testing/laws.py", "import torch", "testing/laws.py:1 may not import torch"),
+        ("gradcheck.py", "from hypothesis import given", "gradcheck.py:1 may not import hypothesis"),
+        ("ops/new.py", "", "ops/new.py is on no floor"),
+    ],
+)
+def test_the_checker_complains(file: str, source: str, complaint: str) -> None:
+    package = {
+        "__init__.py": "from .nn import Linear",
+        "errors.py": "import sys",
+        "autograd.py": "import numpy as np\nfrom .errors import ShapeError",
+        "kernels/__init__.py": "from .. import errors",
+        "kernels/pointwise/cpu.py": "",
+        "kernels/rowwise/cpu.py": "from numba import njit\nfrom .. import serve",
+        "ops/linear.py": "from ..kernels.rowwise import cpu",
+        "ops/norm.py": "from . import linear",
+        "nn/__init__.py": "from .linear import Linear",
+        "nn/module.py": "",
+        "nn/linear.py": "from minitransformer.nn.module import Module\nfrom minitransformer.ops import norm",
+        "testing/laws.py": "import hypothesis.strategies as st",
+    }
+    assert complaints(package) == []
+    found = complaints({**package, file: source})
+    assert len(found) == 1
+    assert complaint in found[0]

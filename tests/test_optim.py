@@ -1,0 +1,535 @@
+"""Optimizers: the flat buffer, its errors, state that resumes bit for bit; schedules; clipping."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minitransformer.autograd import Op, Parameter, Tensor
+from minitransformer.errors import CheckpointError, ConfigError, DTypeError, GradientError, ShapeError
+from minitransformer.kernels.optimizer import reference
+from minitransformer.nn.clip import clip_grad_norm_
+from minitransformer.optim import SGD, Adam, AdamW, FlatParameters, Optimizer, schedules
+
+Make = Callable[[Any], Optimizer]
+MAKERS = {
+    "sgd": lambda params: SGD(params, 0.1, weight_decay=0.1),
+    "momentum": lambda params: SGD(params, 0.1, momentum=0.9, weight_decay=0.1),
+    "adam": lambda params: Adam(params, 0.1, weight_decay=0.1),
+    "adamw": lambda params: AdamW(params, 0.1, weight_decay=0.1),
+}
+every_optimizer = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+
+SHAPES = st.lists(st.lists(st.integers(0, 4), max_size=3).map(tuple), min_size=1, max_size=6)
+STEPS = st.integers(0, 3)
+SEEDS = st.integers(0, 2**32)
+
+square = Op("square", lambda x: (x * x, x), lambda dout, x: (2 * x * dout,))
+
+
+def parameters(shapes: list[tuple[int, ...]], seed: int = 0, dtype: Any = np.float32) -> list[Parameter]:
+    random = np.random.default_rng(seed)
+    return [Parameter(np.asarray(random.standard_normal(shape), dtype)) for shape in shapes]
+
+
+def gradient_for(optimizer: Optimizer, seed: int) -> np.ndarray:
+    data = optimizer.flat.data
+    return np.random.default_rng(seed).standard_normal(data.size).astype(data.dtype)
+
+
+# ------------------------------------------------------------------------------------- flat parameters
+
+
+@given(SHAPES, SEEDS)
+def test_parameters_keep_their_values_and_become_views(shapes: list[tuple[int, ...]], seed: int) -> None:
+    params = parameters(shapes, seed)
+    values = [p.data.copy() for p in params]
+    flat = FlatParameters(params)
+    for p, value in zip(params, values, strict=True):
+        assert p.data.shape == value.shape
+        np.testing.assert_array_equal(p.data, value)
+    assert flat.params == (
+        *[p for p in params if p.ndim >= 2],
+        *[p for p in params if p.ndim < 2],
+    )
+    assert flat.data.size == sum(v.size for v in values)
+    assert flat.num_decayed == sum(v.size for v in values if v.ndim >= 2)
+    flat.data[...] = np.arange(flat.data.size)
+    np.testing.assert_array_equal(np.concatenate([p.data.ravel() for p in flat.params]), flat.data)
+    other = np.zeros_like(flat.data)
+    for p, view in zip(flat.params, flat.views(other), strict=True):
+        assert view.shape == p.shape
+        view[...] = 1
+    assert np.all(other == 1)
+
+
+def test_a_parameter_given_twice_is_held_once() -> None:
+    a, b = parameters([(2, 3), (2, 3)])
+    assert FlatParameters([a, b, a]).params == (a, b)
+
+
+def test_frozen_parameters_stay_where_they_are() -> None:
+    a, b = parameters([(2, 3), (2, 3)])
+    b.requires_grad = False
+    home = b.data
+    optimizer = AdamW([a, b], 0.1, weight_decay=0.5)
+    before = home.copy()
+    optimizer.step(gradient_for(optimizer, 0))
+    assert b.data is home
+    np.testing.assert_array_equal(home, before)
+
+
+def test_gradients_survive_the_move() -> None:
+    (p,) = parameters([(2, 3)])
+    p.grad = np.ones((2, 3), np.float32)
+    before = p.data.copy()
+    SGD([p], 0.5).step()
+    np.testing.assert_array_equal(p.data, before - np.float32(0.5))
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.complex128])
+def test_parameters_of_another_kind_are_refused(dtype: Any) -> None:
+    odd = Parameter(np.ones(3, dtype), requires_grad=dtype == np.complex128)
+    with pytest.raises((DTypeError, ConfigError), match=r"expected float32 or float64|none of the 1"):
+        SGD([odd], 0.1)
+
+
+@pytest.mark.parametrize(
+    ("params", "error", "message"),
+    [
+        ([], ConfigError, "none of the 0 parameters requires a gradient"),
+        ([Parameter(np.ones(2), requires_grad=False)], ConfigError, "none of the 1 parameters requires"),
+        (Parameter(np.ones((2, 2))), DTypeError, "params is a Parameter, expected an iterable"),
+        (3, DTypeError, "params is a int, expected an iterable"),
+        ([Tensor(np.ones(2), True)], DTypeError, "item 0 of params is a Tensor, expected a Parameter"),
+        ([{"params": []}], DTypeError, "item 0 of params is a dict, expected a Parameter"),
+        (
+            [Parameter(np.ones(2)), Parameter(np.ones((3, 1), np.float32))],
+            DTypeError,
+            r"a parameter of shape \(3, 1\) is float32, expected float64 like the first",
+        ),
+    ],
+)
+def test_what_cannot_be_flattened_is_refused(params: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        FlatParameters(params)
+
+
+def test_refused_parameters_are_left_alone() -> None:
+    good, odd = Parameter(np.ones(2)), Parameter(np.ones(2, np.float32))
+    homes = good.data, odd.data
+    with pytest.raises(DTypeError):
+        SGD([good, odd], 0.1)
+    with pytest.raises(ConfigError):
+        SGD([good], -1)
+    assert good.data is homes[0]
+    assert odd.data is homes[1]
+
+
+@pytest.mark.parametrize("buffer", [np.zeros(5), np.zeros((6, 1)), np.zeros(12)[::2]])
+def test_views_of_a_buffer_that_does_not_fit(buffer: np.ndarray) -> None:
+    with pytest.raises(ShapeError, match=r"expected \(6,\), contiguous"):
+        FlatParameters([Parameter(np.ones((2, 3)))]).views(buffer)
+
+
+# ------------------------------------------------------------------------------------------------ steps
+
+
+@every_optimizer
+@given(shapes=SHAPES, seed=SEEDS)
+def test_gathered_gradients_and_a_flat_gradient_give_the_same_bits(
+    make: Make, shapes: list[tuple[int, ...]], seed: int
+) -> None:
+    gathering, given_flat = make(parameters(shapes)), make(parameters(shapes))
+    for step in range(3):
+        gradient = gradient_for(given_flat, seed + step)
+        kept = gradient.copy()
+        for p, view in zip(gathering.flat.params, gathering.flat.views(gradient), strict=True):
+            p.grad = view.copy()
+        gathering.step()
+        given_flat.step(gradient)
+        assert gradient.tobytes() == kept.tobytes()
+    assert gathering.flat.data.tobytes() == given_flat.flat.data.tobytes()
+
+
+@every_optimizer
+def test_a_missing_grad_counts_as_zeros(make: Make) -> None:
+    shapes: list[tuple[int, ...]] = [(2, 2), (3, 2)]
+    missing, zeros = make(parameters(shapes)), make(parameters(shapes))
+    for optimizer in (missing, zeros):
+        optimizer.step(gradient_for(optimizer, 0))
+        optimizer.flat.params[0].grad = np.ones((2, 2), np.float32)
+    zeros.flat.params[1].grad = np.zeros((3, 2), np.float32)
+    missing.step()
+    zeros.step()
+    assert missing.flat.data.tobytes() == zeros.flat.data.tobytes()
+
+
+@every_optimizer
+def test_only_parameters_with_two_dimensions_decay(make: Make) -> None:
+    vector, matrix, number = params = parameters([(3,), (3, 3), ()])
+    before = [p.data.copy() for p in params]
+    optimizer = make(params)
+    optimizer.step(np.zeros_like(optimizer.flat.data))
+    np.testing.assert_array_equal(vector.data, before[0])
+    np.testing.assert_array_equal(number.data, before[2])
+    assert np.all((matrix.data - before[1]) * before[1] < 0)  # towards zero
+
+
+@every_optimizer
+def test_backward_after_a_step_is_refused(make: Make) -> None:
+    (p,) = parameters([()])
+    optimizer = make([p])
+    loss = square(p)
+    loss.backward()
+    stale = square(p)
+    optimizer.step()
+    with pytest.raises(GradientError, match="square needs was written to after the forward pass"):
+        stale.backward()
+    optimizer.zero_grad()
+    assert p.grad is None
+    square(p).backward()  # a new forward pass is welcome
+    assert p.grad is not None
+
+
+@every_optimizer
+def test_it_finds_the_minimum(make: Make) -> None:
+    (p,) = parameters([()])
+    optimizer = make([p])
+    for step in range(300):
+        optimizer.lr = 0.1 * (1 - step / 300)
+        square(p).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert abs(p.item()) < 0.01
+
+
+def test_a_step_without_any_gradient() -> None:
+    with pytest.raises(GradientError, match=r"no parameter has a gradient\. Call loss\.backward\(\)"):
+        SGD(parameters([(2,)]), 0.1).step()
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_parameters_that_left_the_buffer_are_noticed(dtype: Any) -> None:
+    (p,) = parameters([(2, 2)])
+    optimizer = SGD([p], 0.1)
+    p.rebind(p.data.astype(dtype))
+    with pytest.raises(GradientError, match=rf"shape \(2, 2\) and dtype {np.dtype(dtype)} has left"):
+        optimizer.step(np.ones(4, np.float32))
+
+
+def test_the_newest_optimizer_owns_the_parameters() -> None:
+    (p,) = parameters([(2, 2)])
+    old, new = SGD([p], 0.1), SGD([p], 0.1)
+    new.step(np.ones(4, np.float32))
+    with pytest.raises(GradientError, match="only one for each parameter"):
+        old.step(np.ones(4, np.float32))
+
+
+@pytest.mark.parametrize("position", [0, 1])
+def test_freezing_and_unfreezing_afterwards_is_noticed(position: int) -> None:
+    params = parameters([(2,), (2,)])
+    params[1].requires_grad = False
+    optimizer = SGD(params, 0.1)
+    params[position].requires_grad = not params[position].requires_grad
+    with pytest.raises(GradientError, match="requires_grad of a parameter has changed"):
+        optimizer.step(np.ones(2, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("gradient", "error", "message"),
+    [
+        (np.ones(3, np.float32), ShapeError, r"gradient has shape \(3,\), expected \(4,\)"),
+        (np.ones((2, 2), np.float32), ShapeError, r"gradient has shape \(2, 2\), expected \(4,\)"),
+        (np.ones(4), DTypeError, "gradient is float64, expected float32"),
+        ([1, 1, 1, 1], DTypeError, "gradient is list, expected float32"),
+    ],
+)
+def test_flat_gradients_that_do_not_fit(gradient: Any, error: type[Exception], message: str) -> None:
+    optimizer = AdamW(parameters([(2, 2)]), 0.1)
+    before = optimizer.flat.data.copy()
+    with pytest.raises(error, match=message):
+        optimizer.step(gradient)
+    assert optimizer.steps == 0
+    np.testing.assert_array_equal(optimizer.flat.data, before)
+
+
+@pytest.mark.parametrize(
+    ("grad", "error", "message"),
+    [
+        (np.ones(4, np.float32), ShapeError, r"a \.grad has shape \(4,\), its parameter \(2, 2\)"),
+        (np.ones((2, 2)), DTypeError, r"shape \(2, 2\) is float64, expected float32"),
+    ],
+)
+def test_grads_that_do_not_fit(grad: np.ndarray, error: type[Exception], message: str) -> None:
+    (p,) = parameters([(2, 2)])
+    optimizer = SGD([p], 0.1)
+    p.grad = grad
+    with pytest.raises(error, match=message):
+        optimizer.step()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda p: SGD(p, -0.1), "SGD: lr is -0.1, expected a number from 0, finite"),
+        (lambda p: SGD(p, math.nan), "lr is nan"),
+        (lambda p: SGD(p, True), "lr is True"),
+        (lambda p: SGD(p, "fast"), "lr is 'fast'"),
+        (lambda p: SGD(p, 0.1, momentum=1), "momentum is 1, expected a number from 0, below 1"),
+        (lambda p: Adam(p, math.inf), "Adam: lr is inf"),
+        (lambda p: Adam(p, betas=(0.9, 1.0)), r"betas\[1\] is 1.0, expected a number from 0, below 1"),
+        (lambda p: Adam(p, betas=(-0.1, 0.9)), r"betas\[0\] is -0.1"),
+        (lambda p: Adam(p, betas=0.9), "betas is 0.9, expected two numbers"),
+        (lambda p: AdamW(p, eps=0), "AdamW: eps is 0, expected a number above 0"),
+        (lambda p: AdamW(p, eps=math.nan), "eps is nan"),
+        (lambda p: AdamW(p, weight_decay=-1), "weight_decay is -1"),
+    ],
+)
+def test_hyperparameters_that_make_no_sense(make: Make, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make(parameters([(2,)]))
+
+
+def test_lr_is_checked_when_assigned() -> None:
+    optimizer = SGD(parameters([(2,)]), 0.1)
+    with pytest.raises(ConfigError, match="SGD: lr is -1"):
+        optimizer.lr = -1
+    assert optimizer.lr == 0.1
+
+
+# ------------------------------------------------------------------------------------------------ state
+
+
+@every_optimizer
+@given(shapes=SHAPES, seed=SEEDS, before=STEPS, after=STEPS)
+def test_a_resumed_run_has_the_same_bits(
+    make: Make, shapes: list[tuple[int, ...]], seed: int, before: int, after: int
+) -> None:
+    whole = make(parameters(shapes))
+    for step in range(before):
+        whole.lr = 0.1 / (step + 1)
+        whole.step(gradient_for(whole, seed + step))
+    resumed = make(parameters(shapes, seed=1))
+    resumed.flat.data[...] = whole.flat.data
+    arrays, numbers = whole.state()
+    whole.step(gradient_for(whole, seed + before))  # what was saved must not follow
+    resumed.load_state(arrays, numbers)
+    resumed.step(gradient_for(whole, seed + before))
+    for step in range(before + 1, before + 1 + after):
+        for optimizer in (whole, resumed):
+            optimizer.step(gradient_for(optimizer, seed + step))
+    assert resumed.flat.data.tobytes() == whole.flat.data.tobytes()
+    assert resumed.state()[1] == whole.state()[1]
+    for name, array in whole.state()[0].items():
+        assert resumed.state()[0][name].tobytes() == array.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("arrays", "numbers", "message"),
+    [
+        ({"third": np.zeros(6, np.float32)}, {}, r"arrays has the names \['first', 'second', 'third'\]"),
+        ({}, {"momentum": 1}, r"numbers has the names \['layout', 'lr', 'momentum', 'steps'\]"),
+        ({"second": np.zeros(5, np.float32)}, {}, r"second is float32 \(5,\), expected float32 \(6,\)"),
+        ({"second": np.zeros(6)}, {}, r"second is float64 \(6,\), expected float32 \(6,\)"),
+        ({}, {"layout": 1}, "the state belongs to parameters of other shapes or order"),
+        ({}, {"steps": -1}, "steps is -1, expected an integer from 0"),
+        ({}, {"steps": 1.5}, "steps is 1.5, expected an integer from 0"),
+        ({}, {"lr": math.nan}, "lr is nan"),
+    ],
+)
+def test_states_that_do_not_fit(arrays: dict[str, Any], numbers: dict[str, Any], message: str) -> None:
+    optimizer = AdamW(parameters([(2, 3)]), 0.1)
+    optimizer.step(np.ones(6, np.float32))
+    before = optimizer.state()
+    changed_arrays = {name: array + 1 for name, array in before[0].items()}
+    with pytest.raises(CheckpointError, match=message):
+        optimizer.load_state({**changed_arrays, **arrays}, {**before[1], "lr": 0.2, **numbers})
+    after = optimizer.state()
+    assert after[1] == before[1]
+    for name, array in before[0].items():
+        np.testing.assert_array_equal(after[0][name], array)
+
+
+def test_the_state_of_another_layout() -> None:
+    with pytest.raises(CheckpointError, match="other shapes or order"):
+        SGD(parameters([(2, 3)]), 0.1).load_state(*SGD(parameters([(3, 2)]), 0.1).state())
+
+
+# ---------------------------------------------------------------------------------------------- kernels
+
+
+@every_optimizer
+@pytest.mark.parametrize("size", [0, 1, 7, 1000])
+@pytest.mark.parametrize("chunk", [1, 7, 64])
+def test_parts_change_no_bit(make: Make, size: int, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run() -> bytes:
+        optimizer = make(parameters([(size, 1), (size,)]))
+        for step in range(3):
+            optimizer.step(gradient_for(optimizer, step))
+        return optimizer.flat.data.tobytes()
+
+    whole = run()
+    monkeypatch.setattr(reference, "CHUNK", chunk)
+    assert run() == whole
+
+
+@given(size=st.integers(0, 300), chunk=st.integers(1, 100), seed=SEEDS)
+def test_the_squared_norm_is_summed_in_float64(size: int, chunk: int, seed: int) -> None:
+    flat = (np.random.default_rng(seed).standard_normal(size) * 1e18).astype(np.float32)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reference, "CHUNK", chunk)
+        total = reference.squared_norm(flat)
+    assert total == pytest.approx(math.fsum(float(x) ** 2 for x in flat), rel=1e-14)
+
+
+@given(num_decayed=st.integers(0, 5))
+def test_l1_adds_the_sign(num_decayed: int) -> None:
+    data = np.array([-2.0, 0.0, 3.0, -0.0, 5.0])
+    gradient = np.ones(5)
+    reference.add_l1(gradient, data, 0.25, num_decayed)
+    expected = np.array([0.75, 1, 1.25, 1, 1.25])
+    expected[num_decayed:] = 1
+    np.testing.assert_array_equal(gradient, expected)
+
+
+# --------------------------------------------------------------------------------------------- clipping
+
+
+@given(shapes=SHAPES, seed=SEEDS, max_norm=st.floats(1e-3, 1e3))
+def test_clipping_bounds_the_norm_and_keeps_the_direction(
+    shapes: list[tuple[int, ...]], seed: int, max_norm: float
+) -> None:
+    params = parameters(shapes, dtype=np.float64)
+    optimizer = SGD(params, 0.1)
+    flat = gradient_for(optimizer, seed)
+    before = flat.copy()
+    for p, view in zip(optimizer.flat.params, optimizer.flat.views(flat), strict=True):
+        p.grad = view.copy()
+    norm = clip_grad_norm_(params, max_norm)
+    assert norm == pytest.approx(np.linalg.norm(before), rel=1e-12)
+    assert reference.clip_(flat, max_norm) == pytest.approx(norm, rel=1e-12)
+    for p, view in zip(optimizer.flat.params, optimizer.flat.views(flat), strict=True):
+        np.testing.assert_allclose(p.grad, view, rtol=1e-12)
+    assert np.linalg.norm(flat) <= max_norm * (1 + 1e-12)
+    np.testing.assert_allclose(flat, before * min(1, max_norm / (norm + 1e-6)), rtol=1e-12)
+    if norm + 1e-6 <= max_norm:
+        assert flat.tobytes() == before.tobytes()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_norm_that_is_not_finite_writes_nothing(bad: float, dtype: Any) -> None:
+    a, b = parameters([(3,), (2, 2)], dtype=dtype)
+    a.grad, b.grad = np.array([1, bad, 2], dtype), np.full((2, 2), 3, dtype)
+    flat = np.concatenate([a.grad.ravel(), b.grad.ravel()])
+    norms = [clip_grad_norm_([a, b], 0.5), reference.clip_(flat, 0.5)]
+    assert not any(map(math.isfinite, norms))
+    np.testing.assert_array_equal(a.grad, np.array([1, bad, 2], dtype))
+    np.testing.assert_array_equal(b.grad, 3)
+    np.testing.assert_array_equal(flat, [1, bad, 2, 3, 3, 3, 3])
+
+
+def test_clipping_takes_one_tensor_iterators_and_tied_parameters() -> None:
+    a, b = parameters([(2,), (2,)])
+    a.grad = np.array([3, 4], np.float32)
+    assert clip_grad_norm_(a, math.inf) == 5
+    assert clip_grad_norm_(iter([a, b, a]), math.inf) == 5
+    assert clip_grad_norm_([b], 1.0) == 0
+    assert clip_grad_norm_([], 1.0) == 0
+    np.testing.assert_array_equal(a.grad, [3, 4])
+
+
+@pytest.mark.parametrize("max_norm", [0, -1.0, math.nan, None])
+def test_clipping_to_a_norm_that_makes_no_sense(max_norm: Any) -> None:
+    with pytest.raises(ConfigError, match=rf"max_norm is {max_norm}, expected a number above 0"):
+        clip_grad_norm_([], max_norm)
+
+
+def test_clipping_what_is_no_tensor() -> None:
+    with pytest.raises(DTypeError, match="got a ndarray, expected Tensors"):
+        clip_grad_norm_([np.ones(3)], 1.0)
+
+
+# -------------------------------------------------------------------------------------------- schedules
+
+DECAYS = {
+    "linear": schedules.linear,
+    "cosine": schedules.cosine,
+    "warmup_stable_decay": lambda p, m, w, t: schedules.warmup_stable_decay(p, m, w, t, t - w),
+}
+
+
+@pytest.mark.parametrize("make", DECAYS.values(), ids=DECAYS)
+@given(peak=st.floats(1e-6, 10), ratio=st.floats(0, 1), warmup=st.integers(0, 20), decay=st.integers(0, 20))
+def test_a_schedule_rises_to_the_peak_and_falls_to_the_minimum(
+    make: Callable[..., schedules.Schedule], peak: float, ratio: float, warmup: int, decay: int
+) -> None:
+    lowest, total = ratio * peak, warmup + decay
+    schedule = make(peak, lowest, warmup, total)
+    rates = [schedule(step) for step in range(total + 5)]
+    close = 1e-12 * peak
+    for step in range(warmup):
+        assert rates[step] == pytest.approx(peak * (step + 1) / (warmup + 1))
+    if decay:
+        assert rates[warmup] == pytest.approx(peak)
+    falling = rates[warmup:]
+    assert all(later <= sooner + close for sooner, later in pairwise(falling))
+    assert all(lowest - close <= rate <= peak + close for rate in falling)
+    assert rates[total:] == [lowest] * 5
+    assert sum(falling[:decay]) == pytest.approx(  # both shapes are point-symmetric about their middle
+        decay * (peak + lowest) / 2 + (peak - lowest) / 2 * (decay > 0)
+    )
+
+
+def test_warmup_stable_decay_stays_at_the_peak() -> None:
+    schedule = schedules.warmup_stable_decay(1.0, 0.2, 3, 12, 4)
+    rates = [schedule(step) for step in range(14)]
+    assert rates == pytest.approx([0.25, 0.5, 0.75, *[1.0] * 6, 0.8, 0.6, 0.4, 0.2, 0.2])
+
+
+@given(warmup=st.integers(0, 20), step=st.integers(0, 100))
+def test_constant(warmup: int, step: int) -> None:
+    assert schedules.constant(0.5, warmup)(step) == pytest.approx(0.5 * min(1, (step + 1) / (warmup + 1)))
+
+
+@given(d_model=st.integers(1, 1000), warmup=st.integers(1, 50))
+def test_noam_peaks_where_its_two_branches_meet(d_model: int, warmup: int) -> None:
+    schedule = schedules.noam(d_model, warmup, factor=2.0)
+    rates = [schedule(step) for step in range(3 * warmup)]
+    assert int(np.argmax(rates)) == warmup - 1
+    assert rates[warmup - 1] == pytest.approx(2 / math.sqrt(d_model * warmup))
+    assert rates[0] == pytest.approx(rates[warmup - 1] / warmup)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: schedules.constant(-1), "schedules.constant: peak is -1, expected a number from 0"),
+        (lambda: schedules.constant(1, 1.5), "warmup_steps is 1.5, expected an integer from 0"),
+        (lambda: schedules.linear(math.nan, 0, 0, 1), "schedules.linear: peak is nan"),
+        (lambda: schedules.linear(1, 2, 0, 1), "min_lr is 2, expected at most 1, the peak"),
+        (lambda: schedules.cosine(1, -1, 0, 1), "schedules.cosine: min_lr is -1"),
+        (lambda: schedules.cosine(1, 0, -1, 1), "warmup_steps is -1, expected an integer from 0"),
+        (lambda: schedules.cosine(1, 0, 2, 1), "warmup_steps is 2, expected at most 1, the total_steps"),
+        (lambda: schedules.cosine(1, 0, 0, True), "total_steps is True"),
+        (
+            lambda: schedules.warmup_stable_decay(1, 0, 2, 9, 8),
+            r"warmup_steps \+ decay_steps is 10, expected at most 9, the total_steps",
+        ),
+        (lambda: schedules.warmup_stable_decay(1, 0, 2, 9, -1), "decay_steps is -1"),
+        (lambda: schedules.noam(0, 1), "schedules.noam: d_model is 0, expected an integer from 1"),
+        (lambda: schedules.noam(8, 0), "warmup_steps is 0, expected an integer from 1"),
+        (lambda: schedules.noam(8, 1, -1), "factor is -1"),
+    ],
+)
+def test_schedules_that_make_no_sense(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make()

@@ -1,0 +1,328 @@
+"""Threads: how many there are, BLAS with one of them while anybody asks for that, and forks."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given
+from threadpoolctl import threadpool_info, threadpool_limits
+
+from minitransformer import threads
+from minitransformer.errors import ConfigError
+from minitransformer.threads import (
+    Workers,
+    available_cores,
+    get_num_threads,
+    set_num_threads,
+    single_threaded_blas,
+)
+
+PATIENCE = 60  # seconds until a hang becomes a failure; nothing waits for it otherwise
+
+
+def run_python(program: str) -> str:
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+# --- the number of threads -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def restored() -> Iterator[None]:
+    before = threads._num_threads
+    yield
+    threads._num_threads = before
+
+
+@pytest.mark.usefixtures("restored")
+def test_the_number_of_threads_is_the_cores_until_it_is_set() -> None:
+    threads._num_threads = None
+    assert get_num_threads() == available_cores() >= 1
+    set_num_threads(available_cores() + 5)
+    assert get_num_threads() == available_cores() + 5
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="affinity cannot be set on this system")
+def test_cores_are_those_of_the_affinity() -> None:
+    program = (
+        "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))});"
+        "from minitransformer import threads; print(threads.available_cores(), threads.get_num_threads())"
+    )
+    assert run_python(program) == "1 1\n"
+
+
+@pytest.mark.usefixtures("restored")
+@pytest.mark.parametrize("n", [0, -1, 1.0, True, "2", None])
+def test_a_bad_number_of_threads_is_refused(n: Any) -> None:
+    before = get_num_threads()
+    for op, setter in (("set_num_threads", set_num_threads), ("Workers", Workers)):
+        with pytest.raises(ConfigError) as caught:
+            setter(n)
+        assert str(caught.value) == (
+            f"{op}: the number of threads must be an integer of at least 1, got {n!r}. "
+            f"Pass 1 to {available_cores()} to stay within the cores of this process."
+        )
+    assert get_num_threads() == before
+
+
+def test_importing_starts_no_thread_and_searches_no_library() -> None:
+    program = (
+        "import sys, threading; import minitransformer.threads;"
+        "print(threading.active_count(), 'threadpoolctl' in sys.modules)"
+    )
+    assert run_python(program) == "1 False\n"
+
+
+# --- one BLAS thread -------------------------------------------------------------------------------------
+
+
+def blas_threads() -> set[int]:
+    return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
+
+
+@pytest.fixture
+def three_blas_threads() -> Iterator[None]:
+    """A number that nothing else sets, on any machine."""
+    with threadpool_limits(3, user_api="blas"):
+        if blas_threads() != {3}:
+            pytest.skip("this NumPy has no BLAS whose threads can be counted")
+        yield
+
+
+@pytest.mark.usefixtures("three_blas_threads")
+def test_blas_is_single_threaded_inside_and_as_before_outside() -> None:
+    with single_threaded_blas():
+        assert blas_threads() == {1}
+        with single_threaded_blas():
+            assert blas_threads() == {1}
+        assert blas_threads() == {1}
+    assert blas_threads() == {3}
+    with pytest.raises(KeyError), single_threaded_blas():
+        raise KeyError
+    assert blas_threads() == {3}
+
+
+@pytest.mark.usefixtures("three_blas_threads")
+def test_a_failure_to_limit_leaves_nobody_inside(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(**_: Any) -> None:
+        raise OSError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("threadpoolctl.threadpool_limits", refuses)
+        with pytest.raises(OSError), single_threaded_blas():
+            raise AssertionError("unreachable")
+    with single_threaded_blas():
+        assert blas_threads() == {1}
+    assert blas_threads() == {3}
+
+
+class Puppet:
+    """A thread that enters and leaves on command, so that a test chooses the interleaving."""
+
+    def __init__(self) -> None:
+        self.stack = contextlib.ExitStack()
+        self.commands: list[Callable[[], object]] = []
+        self.ready, self.done = threading.Semaphore(0), threading.Semaphore(0)
+        self.thread = threading.Thread(target=self.loop, daemon=True)
+        self.depth: list[contextlib.AbstractContextManager[None]] = []
+        self.thread.start()
+
+    def loop(self) -> None:
+        while self.ready.acquire():
+            command = self.commands.pop()
+            if command is self.end:
+                return
+            command()
+            self.done.release()
+
+    def end(self) -> None:
+        """The command to stop."""
+
+    def enter(self) -> None:
+        self.depth.append(single_threaded_blas())
+        self.depth[-1].__enter__()
+
+    def leave(self) -> None:
+        self.depth.pop().__exit__(None, None, None)
+
+    def do(self, command: Callable[[], object]) -> None:
+        self.commands.append(command)
+        self.ready.release()
+        if command == self.end:
+            self.thread.join(PATIENCE)
+        else:
+            assert self.done.acquire(timeout=PATIENCE)
+
+
+@given(st.lists(st.integers(0, 2), max_size=12), st.randoms())
+def test_blas_is_limited_exactly_while_somebody_is_inside(who: list[int], random: Any) -> None:
+    with threadpool_limits(3, user_api="blas"):
+        puppets = [Puppet() for _ in range(3)]
+        for puppet in [puppets[i] for i in who]:
+            puppet.do(puppet.leave if puppet.depth and random.random() < 0.5 else puppet.enter)
+            assert blas_threads() == ({1} if any(p.depth for p in puppets) else {3})
+        for puppet in puppets:
+            while puppet.depth:
+                puppet.do(puppet.leave)
+            puppet.do(puppet.end)
+        assert blas_threads() == {3}
+
+
+def test_many_threads_enter_and_leave_at_once() -> None:
+    wrong = []
+
+    def hammer() -> None:
+        for _ in range(20):
+            with single_threaded_blas():
+                if blas_threads() != {1}:
+                    wrong.append(blas_threads())
+
+    with threadpool_limits(3, user_api="blas"):
+        team = [threading.Thread(target=hammer) for _ in range(4)]
+        for thread in team:
+            thread.start()
+        for thread in team:
+            thread.join(PATIENCE)
+        assert blas_threads() == {3}
+    assert not wrong
+
+
+FORK = """
+import os, threading
+import numpy as np
+from threadpoolctl import threadpool_info, threadpool_limits
+from minitransformer.threads import Workers, single_threaded_blas
+
+def blas():
+    product = np.ones((300, 300)) @ np.ones((300, 300))
+    assert (product == 300).all()
+    return {lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas"}
+
+def in_child(act):
+    child = os.fork()
+    if not child:
+        try:
+            act()
+        except BaseException:
+            import traceback
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+
+def check(*expected):
+    got = blas()
+    assert got in [{n} for n in expected], (got, expected)
+
+threadpool_limits(3, user_api="blas")
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_child_does_not_wait_for_users_that_it_does_not_have() -> None:
+    program = """
+inside, leave = threading.Event(), threading.Event()
+
+def other():
+    with single_threaded_blas():
+        inside.set()
+        leave.wait()
+
+def act():
+    check(3)
+    with single_threaded_blas():
+        check(1)
+    check(3)
+
+user = threading.Thread(target=other)
+user.start()
+inside.wait()
+in_child(act)
+check(1)
+leave.set()
+user.join()
+check(3)
+"""
+    run_python(FORK + program)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_child_forked_inside_stays_inside_until_it_leaves() -> None:
+    program = """
+block = single_threaded_blas()
+block.__enter__()
+
+def act():
+    check(1)
+    with single_threaded_blas():
+        check(1)
+    check(1)
+    block.__exit__(None, None, None)
+    check(3)
+
+in_child(act)
+check(1)
+block.__exit__(None, None, None)
+check(3)
+"""
+    run_python(FORK + program)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_forks_while_others_enter_and_leave_do_not_hang() -> None:
+    program = """
+stop = threading.Event()
+
+def churn():
+    while not stop.is_set():
+        with single_threaded_blas():
+            pass
+
+def act():
+    with single_threaded_blas():
+        check(1)
+    check(3)
+
+churner = threading.Thread(target=churn)
+churner.start()
+for _ in range(20):
+    in_child(act)
+stop.set()
+churner.join()
+check(3)
+"""
+    run_python(FORK + program)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_child_starts_workers_of_its_own() -> None:
+    program = """
+workers = Workers(2)
+tasks = [lambda i=i: i for i in range(5)]
+assert list(workers.run(tasks)) == list(range(5))
+
+def act():
+    assert list(workers.run(tasks)) == list(range(5))
+    workers.close()
+
+in_child(act)
+in_child(workers.close)
+assert list(workers.run(tasks)) == list(range(5))
+workers.close()
+"""
+    run_python(FORK + program)
