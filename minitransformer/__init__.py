@@ -3,13 +3,14 @@
 An autograd engine, hand-written layers, language models that train on a laptop, and gradient tests.
 """
 
-from minitransformer import functional, masks, nn
+from minitransformer import data, functional, masks, nn, optim
 from minitransformer.autograd import Parameter, Tensor, check_saved_arrays, grad, no_grad, tensor
 from minitransformer.functional import concat, einsum, matmul, maximum, minimum, split, stack, where
 from minitransformer.kernels import use_backend
 from minitransformer.models import GPT, GPTConfig, ModelOutput, from_pretrained
 from minitransformer.random import manual_seed
 from minitransformer.threads import set_num_threads
+from minitransformer.training import TrainConfig, Trainer
 
 __version__ = "0.1.0"
 
@@ -19,8 +20,11 @@ __all__ = [
     "ModelOutput",
     "Parameter",
     "Tensor",
+    "TrainConfig",
+    "Trainer",
     "check_saved_arrays",
     "concat",
+    "data",
     "einsum",
     "from_pretrained",
     "functional",
@@ -32,6 +36,7 @@ __all__ = [
     "minimum",
     "nn",
     "no_grad",
+    "optim",
     "set_num_threads",
     "split",
     "stack",

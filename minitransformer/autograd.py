@@ -72,9 +72,7 @@ def as_array(op: str, x: Any) -> Any:
     if isinstance(x, (list, tuple)):
         x = np.asarray([as_array(op, item) for item in x])
     if isinstance(x, np.ma.MaskedArray):
-        raise DTypeError(
-            op, "got a masked array, whose mask would be lost", "Fill it first: array.filled(value)"
-        )
+        raise DTypeError(op, "got a masked array, whose mask would be lost", "Fill it first: array.filled(value)")
     if not isinstance(x, np.ndarray):
         if hasattr(x, "__cuda_array_interface__"):
             raise DeviceError(
@@ -117,9 +115,7 @@ class Node:
         self.saved = saved
         self.outputs = tuple((t._data.shape, t._data.dtype) for t in outputs)
         self.parents = tuple(
-            None
-            if not (isinstance(x, Tensor) and x.requires_grad)
-            else (x if x._node is None else (x._node, x._index))
+            None if not (isinstance(x, Tensor) and x.requires_grad) else (x if x._node is None else (x._node, x._index))
             for x in inputs
         )
         kept = {id(_owner(field)) for field in _arrays(saved)}
@@ -159,13 +155,13 @@ class Node:
         )
         with np.errstate(all="ignore"):
             gradients = self.op.backward(filled if self.op.many else filled[0], saved)
-        if any(parent is not None for parent in self.parents[len(gradients) :]):
-            position = len(gradients)
-            raise GradientError(
-                self.op.name,
-                f"input {position} requires a gradient, but only the first {position} are differentiable",
-                "Pass it detached: t.detach()",
-            )
+        for position, parent in enumerate(self.parents[len(gradients) :], len(gradients)):
+            if parent is not None:
+                raise GradientError(
+                    self.op.name,
+                    f"input {position} requires a gradient, expected one only for the first {len(gradients)}",
+                    "Pass it detached: t.detach()",
+                )
         return gradients
 
 
@@ -178,7 +174,7 @@ def _arrays(saved: Any) -> Iterator[np.ndarray]:
 
 
 def _checksum(array: np.ndarray) -> int:
-    return crc32(np.ascontiguousarray(array).view(np.uint8).reshape(-1)) if array.size else 0
+    return crc32(array.tobytes())
 
 
 class Op:
@@ -286,11 +282,11 @@ def _differentiate(
         if isinstance(parent, Tensor):
             if wanted_leaves is None or id(parent) in wanted_leaves:
                 entry = leaves.setdefault(id(parent), [parent, None])
-                entry[1] = gradient if entry[1] is None else entry[1] + gradient
+                entry[1] = gradient if entry[1] is None else np.asarray(entry[1] + gradient)
         else:
             node, index = parent
             slots = pending.setdefault(id(node), [None] * len(node.outputs))
-            slots[index] = gradient if slots[index] is None else slots[index] + gradient
+            slots[index] = gradient if slots[index] is None else np.asarray(slots[index] + gradient)
 
     give(output if output._node is None else (output._node, output._index), dout)
     captured: dict[tuple[int, int], np.ndarray] = {}
@@ -304,9 +300,7 @@ def _differentiate(
         for parent, dx in zip(node.parents, node.backward(douts, keep), strict=False):
             if parent is None:
                 continue
-            shape, dtype = (
-                (parent.shape, parent.dtype) if isinstance(parent, Tensor) else parent[0].outputs[parent[1]]
-            )
+            shape, dtype = (parent.shape, parent.dtype) if isinstance(parent, Tensor) else parent[0].outputs[parent[1]]
             if dx is None or dx.shape != shape:
                 raise GradientError(
                     node.op.name,
@@ -314,7 +308,7 @@ def _differentiate(
                     f"for an input of shape {shape}",
                     "Return one gradient of its input's shape for each differentiable input",
                 )
-            give(parent, dx if dx.dtype == dtype else dx.astype(dtype))
+            give(parent, np.asarray(dx, dtype))  # arithmetic on 0-d arrays yields NumPy scalars
     if wanted is None:
         return [(leaf, g) for leaf, g in leaves.values()]
     return [
@@ -341,8 +335,7 @@ def grad(
                 "Create it with requires_grad=True before the forward pass",
             )
     return [
-        np.zeros_like(t._data) if g is None else g
-        for t, g in _differentiate(output, gradient, inputs, retain_graph)
+        np.zeros_like(t._data) if g is None else g for t, g in _differentiate(output, gradient, inputs, retain_graph)
     ]
 
 
@@ -430,9 +423,7 @@ class Tensor:
                 "Convert its data first: array.astype(np.float32)",
             )
         if not value and self._node is not None:
-            raise GradientError(
-                "requires_grad", "the tensor is the result of an op, expected a leaf", "Use t.detach()"
-            )
+            raise GradientError("requires_grad", "the tensor is the result of an op, expected a leaf", "Use t.detach()")
         self._requires_grad = bool(value)
 
     @property
@@ -529,7 +520,7 @@ class Tensor:
     __truediv__, __rtruediv__ = _operator("divide"), _operator("divide", swap=True)
     __pow__, __rpow__ = _operator("power"), _operator("power", swap=True)
     __matmul__, __rmatmul__ = _operator("matmul"), _operator("matmul", swap=True)
-    __eq__, __ne__ = _comparison("eq"), _comparison("ne")  # type: ignore[assignment]
+    __eq__, __ne__ = _comparison("eq"), _comparison("ne")
     __lt__, __le__ = _comparison("lt"), _comparison("le")
     __gt__, __ge__ = _comparison("gt"), _comparison("ge")
     __and__, __or__, __xor__ = _comparison("and_"), _comparison("or_"), _comparison("xor")
@@ -639,8 +630,14 @@ class Tensor:
 _UFUNCS = {
     **{name: name for name in ("add", "subtract", "multiply", "divide", "power", "matmul", "maximum")},
     **{name: name for name in ("minimum", "exp", "log", "sqrt", "tanh", "absolute", "sin", "cos")},
-    **{"equal": "eq", "not_equal": "ne", "less": "lt", "less_equal": "le"},
-    **{"greater": "gt", "greater_equal": "ge", "bitwise_and": "and_", "bitwise_or": "or_"},
+    "equal": "eq",
+    "not_equal": "ne",
+    "less": "lt",
+    "less_equal": "le",
+    "greater": "gt",
+    "greater_equal": "ge",
+    "bitwise_and": "and_",
+    "bitwise_or": "or_",
 }
 
 
@@ -652,7 +649,8 @@ def _unpack(dims: tuple[Any, ...]) -> tuple[int, ...]:
 def _plain_index(index: Any) -> Any:
     if isinstance(index, tuple):
         return tuple(_plain_index(i) for i in index)
-    return index._data if isinstance(index, Tensor) else index
+    # Backward needs it as it was: a copy, because a static argument has no version to look at.
+    return index._data.copy() if isinstance(index, Tensor) else index
 
 
 class Parameter(Tensor):
@@ -694,7 +692,7 @@ def tensor(data: Any, dtype: Any = None, requires_grad: bool = False, device: st
     check_device("tensor", device)
     if isinstance(data, Tensor):
         data = data._data
-    if isinstance(data, np.ma.MaskedArray):
+    if isinstance(data, np.ma.MaskedArray) or hasattr(data, "__cuda_array_interface__"):
         as_array("tensor", data)  # raises
     if not hasattr(data, "__array__") and hasattr(data, "__dlpack__"):
         data = np.from_dlpack(data)
@@ -703,15 +701,11 @@ def tensor(data: Any, dtype: Any = None, requires_grad: bool = False, device: st
     except ValueError as error:
         raise ShapeError("tensor", f"the data is ragged ({error})", "Pad all rows to one length") from None
     if array.dtype.kind not in "biufc":
-        raise DTypeError(
-            "tensor", f"got data of dtype {array.dtype}, expected numbers", "Encode it as numbers first"
-        )
-    keeps_kind = array.dtype.kind != "f" or (array.dtype == np.float64 and hasattr(data, "__array__"))
+        raise DTypeError("tensor", f"got data of dtype {array.dtype}, expected numbers", "Encode it as numbers first")
+    keeps_kind = array.dtype.kind != "f" or (array.dtype.char == "d" and hasattr(data, "__array__"))
     target = np.dtype(dtype) if dtype is not None else array.dtype if keeps_kind else np.dtype(np.float32)
     if target.char not in _DTYPES:
-        raise DTypeError(
-            "tensor", f"dtype {target} is not supported", "Use float32, float64, an integer type or bool"
-        )
+        raise DTypeError("tensor", f"dtype {target} is not supported", "Use float32, float64, an integer type or bool")
     return Tensor(array.astype(target.newbyteorder("="), copy=False), requires_grad)
 
 
@@ -721,6 +715,8 @@ def check_axis(op: str, dim: Any, ndim: int) -> int:
         raise DTypeError(op, f"dim is {dim!r}, expected an integer", "Pass the number of an axis")
     if not -ndim <= dim < ndim:
         raise RangeError(
-            op, f"dim is {dim}, expected {-ndim} to {ndim - 1} for {ndim} axes", "Count axes from 0 or from -1"
+            op,
+            f"dim is {dim}, expected {-ndim} to {ndim - 1} for {ndim} axes",
+            "Count axes from 0 or from -1",
         )
     return int(dim) % ndim

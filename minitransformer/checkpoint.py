@@ -49,12 +49,12 @@ def pack_arrays(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -
     contiguous = {}
     for name, array in sorted(arrays.items()):
         if name == "__metadata__":
-            raise CheckpointError("pack_arrays", f"the name {name!r} is taken by the format", "Rename it.")
+            raise CheckpointError("pack_arrays", f"the name {name!r} is taken by the format", "Rename it")
         if array.dtype.str[1:] not in _DTYPES:
             raise DTypeError(
                 "pack_arrays",
                 f"array {name!r} has dtype {array.dtype}, expected bool, an integer or float16/32/64",
-                "Convert it first.",
+                "Convert it first",
             )
         # Not ascontiguousarray, which makes a vector of a scalar.
         contiguous[name] = np.asarray(array, dtype=array.dtype.newbyteorder("<"), order="C")
@@ -86,7 +86,7 @@ def unpack_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         if data[:4] == b"PK\x03\x04" or (re.match(rb"\x80[\x02-\x05]", data) and data[8:9] != b"{"):
             problem = "this looks like a pickled PyTorch file; minitransformer never unpickles"
         raise CheckpointError(
-            "unpack_arrays", f"{path}: {problem}", "Load a safetensors file that minitransformer saved."
+            "unpack_arrays", f"{path}: {problem}", "Load a safetensors file that minitransformer saved"
         ) from error
     _compare(path, expected, got)
     return arrays, parse_json(text.encode(), path, "the metadata of the file of arrays")
@@ -143,7 +143,9 @@ class RunFolder:
         if (path / "run.json").exists():
             command = f"minitransformer resume {shlex.quote(str(path))}"
             raise CheckpointError(
-                "run", f"{path} already holds a run", f"To resume it: {command}, or name another folder."
+                "run",
+                f"{path} already holds a run",
+                f"Use `{command}`, or name another folder",
             )
         with refusals_of_the_system(path):
             if not path.exists():
@@ -152,7 +154,7 @@ class RunFolder:
                 sync_folder(path.parent)
             elif not path.is_dir() or not all(_LEFT_ASIDE.fullmatch(entry.name) for entry in path.iterdir()):
                 what = "a folder with other files in it" if path.is_dir() else "a file"
-                raise CheckpointError("run", f"{path} is {what}, expected nothing", "Name another folder.")
+                raise CheckpointError("run", f"{path} is {what}, expected nothing", "Name another folder")
         write_bytes(path / "run.json", sealed)
         return cls.open(path)
 
@@ -164,7 +166,7 @@ class RunFolder:
             raise CheckpointError(
                 "run",
                 f"{path} holds no training run, looked for {path / 'run.json'}",
-                "Check the path, or start a run with: minitransformer train.",
+                "Check the path, or start a run with `minitransformer train`",
             )
         what = "the description of a training run"
         content = read_json(path / "run.json", what)
@@ -173,7 +175,7 @@ class RunFolder:
             raise CheckpointError(
                 "run",
                 f"{path} has run format {version}, this version of minitransformer reads up to {_FORMAT}",
-                "Update it: pip install -U minitransformer.",
+                "Update it with `pip install -U minitransformer`",
             )
         return cls(path, _read_sealed(path / "run.json", what)["description"])
 
@@ -184,10 +186,10 @@ class RunFolder:
         refuses; what `last` and `best` name is whole all the same.
         """
         if not isinstance(step, int) or step < 0:
-            raise CheckpointError("run", f"a step is an integer of at least 0, got {step!r}", "Count steps.")
+            raise CheckpointError("run", f"a step is an integer of at least 0, got {step!r}", "Count steps")
         for name in files:
             if not name or Path(name).name != name or name.startswith(".") or name == "manifest.json":
-                raise CheckpointError("run", f"{name!r} is no name for a file of a checkpoint", "Rename it.")
+                raise CheckpointError("run", f"{name!r} is no name for a file of a checkpoint", "Rename it")
         folder = self.path / "checkpoints"
         aside = folder / f".step-{step:08d}.tmp"
         manifest = json_bytes(
@@ -255,9 +257,7 @@ class RunFolder:
             except CheckpointError:
                 raise error from None
             source, target = (shlex.quote(str(self.path / f"{name}.json")) for name in (other, which))
-            error.fix = (
-                f"The {other} checkpoint (step {intact.step}) is intact; to use it: cp {source} {target}"
-            )
+            error.fix = f"Use `cp {source} {target}` to take the {other} one (step {intact.step}), which is intact"
             raise
 
     def _verified(self, which: str) -> Checkpoint:
@@ -294,7 +294,7 @@ def _compare(path: Path, expected: str, got: str) -> None:
         raise CheckpointError(
             "checkpoint",
             f"{path} is damaged: expected SHA-256 {expected[:12]}, got {got[:12]}",
-            "Restore it from a copy.",
+            "Restore it from a copy",
         )
 
 

@@ -55,14 +55,12 @@ def read_bytes(path: Path, what: str) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError as error:
-        raise CheckpointError(
-            "files", f"{what} is missing, expected at {path}", "Check that path."
-        ) from error
+        raise CheckpointError("files", f"{what} is missing, expected at {path}", "Check that path") from error
     except OSError as error:
         raise CheckpointError(
             "files",
             f"{what} could not be read: {path} ({error.strerror})",
-            "Check what is at that path and its permissions.",
+            "Check what is at that path and its permissions",
         ) from error
 
 
@@ -76,7 +74,7 @@ def parse_json(data: bytes, path: Path, what: str) -> dict[str, Any]:
         raise CheckpointError(
             "files",
             f"{what} is damaged or was not written by minitransformer: {path} ({error})",
-            "Restore that file from a copy.",
+            "Restore that file from a copy",
         ) from error
     return obj
 
@@ -93,7 +91,7 @@ def json_bytes(what: str, obj: Mapping[str, Any], indent: int | None = None) -> 
         raise CheckpointError(
             "files",
             f"{what} cannot be written as JSON ({error})",
-            "Use dicts with string keys, lists, strings, finite numbers, bools and None.",
+            "Use dicts with string keys, lists, strings, finite numbers, bools and None",
         ) from error
 
 
@@ -106,7 +104,7 @@ def refusals_of_the_system(path: Path) -> Iterator[None]:
         raise CheckpointError(
             "files",
             f"{path} could not be written ({error.strerror or error})",
-            "Check free space and permissions there; what was saved before is untouched.",
+            "Check free space and permissions there; what was saved before is untouched",
         ) from error
 
 
@@ -157,9 +155,7 @@ class LogFile:
     def append(self, record: Mapping[str, Any]) -> None:
         """Add one record. Raises `CheckpointError` without a step, for NaN or infinity, or a full disk."""
         if not _has_step(record):
-            raise CheckpointError(
-                "files", f'a record of {self.path} needs an integer "step", got {record!r}', "Add it."
-            )
+            raise CheckpointError("files", f'a record of {self.path} needs an integer "step", got {record!r}', "Add it")
         line = json_bytes(f"a record of {self.path}", record)
         with refusals_of_the_system(self.path), self.path.open("ab") as file:
             file.write(line)
@@ -190,7 +186,7 @@ class LogFile:
                 raise
             if not _has_step(record):
                 raise CheckpointError(
-                    "files", f'line {number} of {self.path} has no integer "step"', "Remove that line."
+                    "files", f'line {number} of {self.path} has no integer "step"', "Remove that line"
                 )
             if record["step"] <= step:
                 kept.append(line + b"\n")

@@ -119,9 +119,9 @@ def scaled_dot_product_attention(
         "dropout_p": dropout_p,
     }
     problem = make_problem(op, q, k, v, **options)
-    mask, bias = split_mask(op, _plain(attn_mask), *q.shape[:3], k.shape[2])
-    if bias is not None and isinstance(attn_mask, Tensor):
-        bias = attn_mask  # keeps its gradient
+    B, H, T, _ = q.shape
+    mask, additive = split_mask(op, _plain(attn_mask), B, H, T, k.shape[2])
+    bias = attn_mask if additive is not None else None  # a Tensor keeps its gradient
     problem = problem._replace(mask=mask, dropout_key=random.next_key(dropout_site) if dropout_p else None)
     out, lse = OPS["attention"](query, key, value, bias, problem=problem)
     results = [out]
@@ -179,7 +179,8 @@ def flex_attention(
         buffers=tuple(arrays),
         dropout_p=dropout_p,
     )
-    mask, _ = split_mask(op, block_mask, *q.shape[:3], k.shape[2])
+    B, H, T, _ = q.shape
+    mask, _ = split_mask(op, block_mask, B, H, T, k.shape[2])
     problem = problem._replace(mask=mask, dropout_key=random.next_key() if dropout_p else None)
     out, lse = OPS["attention"](query, key, value, None, problem=problem)
     return (out, lse) if need_lse else out

@@ -59,7 +59,9 @@ def generate(
     ids = _check(input_ids, attention_mask, max_new_tokens, do_sample, temperature, top_k, top_p, min_p)
     if not (isinstance(repetition_penalty, (int, float)) and 0 < repetition_penalty < math.inf):
         raise ConfigError(
-            "generate", f"repetition_penalty is {repetition_penalty!r}, expected a positive number", "1 turns it off"
+            "generate",
+            f"repetition_penalty is {repetition_penalty!r}, expected a positive number",
+            "1 turns it off",
         )
     B, T = ids.shape
     real = np.ones((B, T), bool) if attention_mask is None else np.asarray(as_array("generate", attention_mask)) != 0
@@ -106,8 +108,8 @@ class _Stepper:
 
     def logits(self, ids: np.ndarray, real: np.ndarray) -> np.ndarray:
         """(B, V) for the token after `ids` (B, T); `real` marks what is not padding."""
-        B, T = ids.shape
-        if T > self.block_size and not self.slides:
+        T = ids.shape[1]
+        if self.block_size < T and not self.slides:
             if not self.warned:
                 warnings.warn(
                     f"generate: past block_size {self.block_size} the last {self.block_size} tokens are read again "
@@ -159,10 +161,16 @@ def _check(
             raise ConfigError("generate", "a row ends with padding", "Pad prompts on the left")
     if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, (int, np.integer)) or max_new_tokens < 0:
         raise ConfigError(
-            "generate", f"max_new_tokens is {max_new_tokens!r}, expected an integer of at least 0", "Pass such a number"
+            "generate",
+            f"max_new_tokens is {max_new_tokens!r}, expected an integer of at least 0",
+            "Pass such a number",
         )
     ranges = {
-        "temperature": (temperature, temperature is not None and 0 < temperature < math.inf, "a positive number"),
+        "temperature": (
+            temperature,
+            temperature is not None and 0 < temperature < math.inf,
+            "a positive number",
+        ),
         "top_k": (top_k, top_k is None or top_k >= 1, "at least 1"),
         "top_p": (top_p, top_p is None or 0 < top_p <= 1, "above 0 and at most 1"),
         "min_p": (min_p, min_p is None or 0 <= min_p <= 1, "from 0 to 1"),

@@ -50,7 +50,7 @@ def _checked(op: str, n: int) -> int:
         raise ConfigError(
             op,
             f"the number of threads must be an integer of at least 1, got {n!r}",
-            f"Pass 1 to {available_cores()} to stay within the cores of this process.",
+            f"Pass 1 to {available_cores()} to stay within the cores of this process",
         )
     return n
 
@@ -70,6 +70,7 @@ def single_threaded_blas() -> Iterator[None]:
     The limit is process-wide, so users are counted: the first to enter saves the counts and limits, the
     last to leave restores them. May be nested and entered from several threads at once. Entering first
     searches the loaded libraries (milliseconds), so hold it around a whole training, not around a step.
+    One kind of BLAS, OpenBLAS built on OpenMP, can only be limited for the thread that enters.
     """
     thread = threading.get_ident()
     _enter_blas(thread)
@@ -85,6 +86,7 @@ def _enter_blas(thread: int) -> None:
         if not _blas_users:
             from threadpoolctl import threadpool_limits
 
+            _let_any_thread_control_openblas()
             _blas_limits = threadpool_limits(limits=1, user_api="blas")
         _blas_users[thread] = _blas_users.get(thread, 0) + 1
 
@@ -102,8 +104,22 @@ def _leave_blas(thread: int) -> None:
 def _restore_blas_if_unused() -> None:
     global _blas_limits
     if not _blas_users and _blas_limits is not None:
+        _let_any_thread_control_openblas()
         _blas_limits.restore_original_limits()
+        _let_any_thread_control_openblas()
         _blas_limits = None
+
+
+def _let_any_thread_control_openblas() -> None:
+    """Since 3.8 threadpoolctl obeys the thread that called it first and ignores all others without a word.
+
+    Here the last to leave may be another thread than the first to enter, and the count keeps the order.
+    """
+    from threadpoolctl import OpenBLASController
+
+    clear = getattr(OpenBLASController, "clear_controlling_thread", None)
+    if clear is not None:
+        clear(force=True)
 
 
 def _after_fork_in_child() -> None:
@@ -221,4 +237,4 @@ class Workers:
 
     def _refuse_if_closed(self) -> None:
         if self._closed:
-            raise ConfigError("Workers", "the pool is closed", "Use it inside its `with` block.")
+            raise ConfigError("Workers", "the pool is closed", "Use it inside its `with` block")

@@ -77,9 +77,7 @@ def test_create_refuses_an_existing_run_and_says_how_to_resume(tmp_path: Path) -
         with pytest.raises(CheckpointError) as caught:
             RunFolder.create(path, {"seed": 2})
         command = f"minitransformer resume {quote}{path}{quote}"
-        assert str(caught.value) == (
-            f"run: {path} already holds a run. To resume it: {command}, or name another folder."
-        )
+        assert str(caught.value) == (f"run: {path} already holds a run. Use `{command}`, or name another folder.")
         assert tree(tmp_path) == before
 
 
@@ -102,9 +100,7 @@ def test_create_refuses_files_and_folders_of_others(tmp_path: Path) -> None:
     RunFolder.create(tmp_path / "empty", {})
 
 
-def test_of_two_processes_that_create_one_run_one_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_of_two_processes_that_create_one_run_one_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = Path.mkdir
 
     def overtaken(path: Path, *args: Any, **kwargs: Any) -> None:
@@ -121,22 +117,18 @@ def test_open_says_what_it_looked_for(tmp_path: Path) -> None:
         RunFolder.open(tmp_path)
     assert str(caught.value) == (
         f"run: {tmp_path} holds no training run, looked for {tmp_path / 'run.json'}. "
-        "Check the path, or start a run with: minitransformer train."
+        "Check the path, or start a run with `minitransformer train`."
     )
 
 
 def test_a_newer_format_is_refused_by_name(run: RunFolder) -> None:
     (run.path / "run.json").write_text('{"format": 2, "anything": "else"}')
-    with pytest.raises(
-        CheckpointError, match="has run format 2, this version of minitransformer reads up to 1"
-    ):
+    with pytest.raises(CheckpointError, match="has run format 2, this version of minitransformer reads up to 1"):
         RunFolder.open(run.path)
 
 
 def test_load_says_what_is_missing(run: RunFolder) -> None:
-    with pytest.raises(
-        CheckpointError, match=r"the pointer to the last checkpoint is missing, expected at .*last"
-    ):
+    with pytest.raises(CheckpointError, match=r"the pointer to the last checkpoint is missing, expected at .*last"):
         run.load()
 
 
@@ -167,9 +159,7 @@ def test_every_change_of_every_file_is_noticed(data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize(("which", "other", "step"), [("last", "best", 1), ("best", "last", 2)])
-def test_damage_names_the_file_the_digests_and_the_way_out(
-    run: RunFolder, which: Any, other: Any, step: int
-) -> None:
+def test_damage_names_the_file_the_digests_and_the_way_out(run: RunFolder, which: Any, other: Any, step: int) -> None:
     run.save(1, {"f": b"one"}, best=True)
     run.save(2, {"f": b"two"}, best=False)
     intact = contents(run, other)
@@ -181,7 +171,7 @@ def test_damage_names_the_file_the_digests_and_the_way_out(
     command = f"cp {run.path / other}.json {run.path / which}.json"
     assert str(caught.value) == (
         f"checkpoint: {path} is damaged: expected SHA-256 {expected}, got {got}. "
-        f"The {other} checkpoint (step {step}) is intact; to use it: {command}"
+        f"Use `{command}` to take the {other} one (step {step}), which is intact."
     )
     subprocess.run(command.split(), check=True)
     assert contents(run, which) == intact

@@ -63,8 +63,7 @@ def same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
     return a.keys() == b.keys() and all(
         a[n].dtype.newbyteorder("=") == b[n].dtype.newbyteorder("=")
         and a[n].shape == b[n].shape
-        and a[n].astype(a[n].dtype.newbyteorder("<")).tobytes()
-        == b[n].astype(b[n].dtype.newbyteorder("<")).tobytes()
+        and a[n].astype(a[n].dtype.newbyteorder("<")).tobytes() == b[n].astype(b[n].dtype.newbyteorder("<")).tobytes()
         for n in a
     )
 

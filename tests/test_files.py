@@ -53,9 +53,7 @@ def test_what_cannot_be_read_or_written_is_refused_by_name(tmp_path: Path) -> No
         write_bytes(tmp_path / "gone" / "x", b"")
 
 
-RECORDS = st.fixed_dictionaries(
-    {"step": st.integers(0, 9)}, optional={"loss": st.floats(0, 9), "é\n": st.text()}
-)
+RECORDS = st.fixed_dictionaries({"step": st.integers(0, 9)}, optional={"loss": st.floats(0, 9), "é\n": st.text()})
 
 
 @given(st.lists(RECORDS, max_size=6), RECORDS, st.integers(-1, 10), st.data())

@@ -7,10 +7,12 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import hypothesis.strategies as st
+import numpy as np  # noqa: F401 (its BLAS is what is counted)
 import pytest
 from hypothesis import given
 from threadpoolctl import threadpool_info, threadpool_limits
@@ -95,15 +97,17 @@ def blas_threads() -> set[int]:
     return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
 
 
+needs_blas = pytest.mark.skipif(not blas_threads(), reason="this NumPy has no BLAS whose threads can be set")
+
+
 @pytest.fixture
 def three_blas_threads() -> Iterator[None]:
     """A number that nothing else sets, on any machine."""
     with threadpool_limits(3, user_api="blas"):
-        if blas_threads() != {3}:
-            pytest.skip("this NumPy has no BLAS whose threads can be counted")
         yield
 
 
+@needs_blas
 @pytest.mark.usefixtures("three_blas_threads")
 def test_blas_is_single_threaded_inside_and_as_before_outside() -> None:
     with single_threaded_blas():
@@ -117,6 +121,7 @@ def test_blas_is_single_threaded_inside_and_as_before_outside() -> None:
     assert blas_threads() == {3}
 
 
+@needs_blas
 @pytest.mark.usefixtures("three_blas_threads")
 def test_a_failure_to_limit_leaves_nobody_inside(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuses(**_: Any) -> None:
@@ -131,58 +136,25 @@ def test_a_failure_to_limit_leaves_nobody_inside(monkeypatch: pytest.MonkeyPatch
     assert blas_threads() == {3}
 
 
-class Puppet:
-    """A thread that enters and leaves on command, so that a test chooses the interleaving."""
-
-    def __init__(self) -> None:
-        self.stack = contextlib.ExitStack()
-        self.commands: list[Callable[[], object]] = []
-        self.ready, self.done = threading.Semaphore(0), threading.Semaphore(0)
-        self.thread = threading.Thread(target=self.loop, daemon=True)
-        self.depth: list[contextlib.AbstractContextManager[None]] = []
-        self.thread.start()
-
-    def loop(self) -> None:
-        while self.ready.acquire():
-            command = self.commands.pop()
-            if command is self.end:
-                return
-            command()
-            self.done.release()
-
-    def end(self) -> None:
-        """The command to stop."""
-
-    def enter(self) -> None:
-        self.depth.append(single_threaded_blas())
-        self.depth[-1].__enter__()
-
-    def leave(self) -> None:
-        self.depth.pop().__exit__(None, None, None)
-
-    def do(self, command: Callable[[], object]) -> None:
-        self.commands.append(command)
-        self.ready.release()
-        if command == self.end:
-            self.thread.join(PATIENCE)
-        else:
-            assert self.done.acquire(timeout=PATIENCE)
+@needs_blas
+@given(st.lists(st.tuples(st.integers(0, 2), st.booleans()), max_size=12))
+def test_blas_is_limited_exactly_while_somebody_is_inside(moves: list[tuple[int, bool]]) -> None:
+    """Three threads enter (`True`) and leave in a drawn order; one at a time, so that it can be checked."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(threadpool_limits(3, user_api="blas"))
+        team = [stack.enter_context(ThreadPoolExecutor(1)) for _ in range(3)]
+        blocks: list[list[contextlib.AbstractContextManager[None]]] = [[], [], []]
+        moves += [(who, False) for who in range(3) for _ in moves]  # at last, all leave
+        for who, enters in moves:
+            if enters:
+                blocks[who].append(single_threaded_blas())
+                team[who].submit(blocks[who][-1].__enter__).result(PATIENCE)
+            elif blocks[who]:
+                team[who].submit(blocks[who].pop().__exit__, None, None, None).result(PATIENCE)
+            assert blas_threads() == ({1} if any(blocks) else {3})
 
 
-@given(st.lists(st.integers(0, 2), max_size=12), st.randoms())
-def test_blas_is_limited_exactly_while_somebody_is_inside(who: list[int], random: Any) -> None:
-    with threadpool_limits(3, user_api="blas"):
-        puppets = [Puppet() for _ in range(3)]
-        for puppet in [puppets[i] for i in who]:
-            puppet.do(puppet.leave if puppet.depth and random.random() < 0.5 else puppet.enter)
-            assert blas_threads() == ({1} if any(p.depth for p in puppets) else {3})
-        for puppet in puppets:
-            while puppet.depth:
-                puppet.do(puppet.leave)
-            puppet.do(puppet.end)
-        assert blas_threads() == {3}
-
-
+@needs_blas
 def test_many_threads_enter_and_leave_at_once() -> None:
     wrong = []
 
@@ -201,6 +173,8 @@ def test_many_threads_enter_and_leave_at_once() -> None:
         assert blas_threads() == {3}
     assert not wrong
 
+
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 
 FORK = """
 import os, threading
@@ -233,7 +207,7 @@ threadpool_limits(3, user_api="blas")
 """
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@needs_fork
 def test_a_child_does_not_wait_for_users_that_it_does_not_have() -> None:
     program = """
 inside, leave = threading.Event(), threading.Event()
@@ -249,7 +223,7 @@ def act():
         check(1)
     check(3)
 
-user = threading.Thread(target=other)
+user = threading.Thread(target=other, daemon=True)
 user.start()
 inside.wait()
 in_child(act)
@@ -261,7 +235,7 @@ check(3)
     run_python(FORK + program)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@needs_fork
 def test_a_child_forked_inside_stays_inside_until_it_leaves() -> None:
     program = """
 block = single_threaded_blas()
@@ -283,7 +257,7 @@ check(3)
     run_python(FORK + program)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@needs_fork
 def test_forks_while_others_enter_and_leave_do_not_hang() -> None:
     program = """
 stop = threading.Event()
@@ -298,7 +272,7 @@ def act():
         check(1)
     check(3)
 
-churner = threading.Thread(target=churn)
+churner = threading.Thread(target=churn, daemon=True)
 churner.start()
 for _ in range(20):
     in_child(act)
@@ -309,7 +283,7 @@ check(3)
     run_python(FORK + program)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@needs_fork
 def test_a_child_starts_workers_of_its_own() -> None:
     program = """
 workers = Workers(2)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from numbers import Real
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import numpy.typing as npt
@@ -25,16 +26,23 @@ Batch = dict[str, npt.NDArray[np.int64]]
 class TokenDataset:
     """A row of tokens that gives windows of `block_size` inputs with their targets, the next tokens.
 
-    `tokens` (N,) is any integer array or memmap, N > block_size; it is kept, not copied. Raises
-    `ShapeError`, `DTypeError` or `DataError` (too short) for tokens that cannot serve.
+    `tokens` (N,) is any integer array or memmap, N > block_size; it is kept, not copied. `source` says in
+    JSON where they come from: a run keeps it, and refuses to resume on other data. Raises `ShapeError`,
+    `DTypeError` or `DataError` (too short) for tokens that cannot serve.
     """
 
     def __init__(
-        self, tokens: npt.NDArray[Any], block_size: int, *, tokenizer: Tokenizer | None = None
+        self,
+        tokens: npt.NDArray[Any],
+        block_size: int,
+        *,
+        tokenizer: Tokenizer | None = None,
+        source: dict[str, Any] | None = None,
     ) -> None:
         self.block_size = _whole("TokenDataset", "block_size", block_size, 1)
         self.tokens = np.asanyarray(tokens)
         self.tokenizer = tokenizer
+        self.source = source
         if self.tokens.ndim != 1:
             raise ShapeError(
                 "TokenDataset",
@@ -115,7 +123,7 @@ def prepare(
         )
     if isinstance(tokenizer, str):
         tokenizer = tokenizer_class(tokenizer).train(corpus.chunks())
-    tokens = _encode(corpus, tokenizer, cache_folder)
+    tokens, checksum = _encode(corpus, tokenizer, cache_folder)
     n_validation = int(tokens.size * validation_fraction)
     n_train = tokens.size - n_validation
     if min(n_train, n_validation) <= block_size:
@@ -125,16 +133,27 @@ def prepare(
             f"{block_size} needs at least {block_size + 1} in each",
             "Use a smaller --block-size or more text.",
         )
-    train = TokenDataset(tokens[:n_train], block_size, tokenizer=tokenizer)
-    return train, TokenDataset(tokens[n_train:], block_size, tokenizer=tokenizer)
+    source = {
+        "corpus": corpus.name,
+        "block_size": block_size,
+        "validation_fraction": float(validation_fraction),
+        "tokens": tokens.size,
+        "crc32": checksum,
+    }
+    train, validation = tokens[:n_train], tokens[n_train:]
+    return (
+        TokenDataset(train, block_size, tokenizer=tokenizer, source=source),
+        TokenDataset(validation, block_size, tokenizer=tokenizer, source=source),
+    )
 
 
 def _encode(
     corpus: Corpus, tokenizer: Tokenizer, cache_folder: str | os.PathLike[str] | None
-) -> npt.NDArray[Any]:
+) -> tuple[npt.NDArray[Any], int]:
+    """The tokens of the whole corpus, and the CRC-32 of their bytes."""
     folder = os.fspath(cache_folder or tempfile.gettempdir())
     dtype = np.min_scalar_type(tokenizer.vocab_size - 1)
-    characters = 0
+    characters = checksum = 0
     with tempfile.SpooledTemporaryFile(max_size=RAM_BYTES, dir=folder) as file:
         for text in corpus.chunks():
             try:
@@ -143,14 +162,16 @@ def _encode(
                 problem = f"{error.problem} (of the piece that begins at character {characters})"
                 raise DataError(f"corpus {corpus.name!r}", problem, error.fix) from error
             characters += len(text)
+            data = ids.astype(dtype).tobytes()
+            checksum = crc32(data, checksum)
             with _writing_to(folder):
-                file.write(ids.astype(dtype).tobytes())  # moves to disk above RAM_BYTES
+                file.write(data)  # moves to disk above RAM_BYTES
         if file.tell() <= RAM_BYTES:
             file.seek(0)
-            return np.frombuffer(file.read(), dtype)
+            return np.frombuffer(file.read(), dtype), checksum
         with _writing_to(folder):
             file.flush()
-            return np.memmap(file, dtype, mode="r")  # the mapping outlives the open file
+            return np.memmap(file, dtype, mode="r"), checksum  # the mapping outlives the open file
 
 
 @contextmanager

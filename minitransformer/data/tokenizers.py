@@ -110,9 +110,7 @@ class Tokenizer(ABC):
         """The bytes that integer `ids` (n,) stand for: text in UTF-8, perhaps cut within a character."""
         array = np.asarray(ids)
         if array.ndim != 1:
-            raise ShapeError(
-                "decode", f"ids must have one dimension, got shape {array.shape}", "Decode row by row."
-            )
+            raise ShapeError("decode", f"ids must have one dimension, got shape {array.shape}", "Decode row by row.")
         if array.size and array.dtype.kind not in "iu":
             raise DTypeError("decode", f"ids must be integers, got {array.dtype}", "Pass token ids.")
         outside = np.flatnonzero((array < 0) | (array >= self.vocab_size))

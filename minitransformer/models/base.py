@@ -44,6 +44,10 @@ class Model(Module):
 
     config: Any
 
+    def num_targets(self, **batch: Any) -> int:
+        """How many targets the loss of `self(**batch)` is a mean over."""
+        raise NotImplementedError(f"{type(self).__name__} has no num_targets")
+
     def files(self) -> dict[str, bytes]:
         """config.json and model.safetensors, as they are saved."""
         config = {"model_type": type(self).__name__, **dataclasses.asdict(self.config)}
@@ -53,21 +57,24 @@ class Model(Module):
         }
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write config.json and model.safetensors into `folder`, each atomically."""
+        """Write config.json and model.safetensors into `folder`, each atomically.
+
+        The tokenizer goes beside them with `tokenizer.save(folder)`.
+        """
         with refusals_of_the_system(Path(folder)):
             make_folders(Path(folder))
         for name, data in self.files().items():
             write_bytes(Path(folder) / name, data)
 
-    def load_weights(self, path: Path) -> None:
-        """Read parameters from a safetensors file, in the dtype it has; `CheckpointError` if they do not fit."""
-        arrays, _ = unpack_arrays(path)
-        dtypes = {array.dtype for array in arrays.values()}
-        if len(dtypes) != 1 or not dtypes <= {np.dtype(np.float32), np.dtype(np.float64)}:
-            raise CheckpointError(
-                "load_weights",
-                f"{path} holds dtypes {sorted(map(str, dtypes))}, expected all float32 or all float64",
-                "Load weights that minitransformer saved",
-            )
-        self.to(dtypes.pop())
-        self.load_state_dict(arrays)
+
+def read_weights(path: Path) -> tuple[dict[str, np.ndarray], np.dtype]:
+    """The parameters in a safetensors file and their one dtype; `CheckpointError` if they cannot be a model's."""
+    arrays, _ = unpack_arrays(path)
+    dtypes = {array.dtype for array in arrays.values()}
+    if len(dtypes) != 1 or not dtypes <= {np.dtype(np.float32), np.dtype(np.float64)}:
+        raise CheckpointError(
+            "read_weights",
+            f"{path} holds dtypes {sorted(map(str, dtypes))}, expected all float32 or all float64",
+            "Load weights that minitransformer saved",
+        )
+    return arrays, dtypes.pop()

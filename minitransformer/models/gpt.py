@@ -71,7 +71,9 @@ class GPTConfig:
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ConfigError(
-                    "GPTConfig", f"{name} is {getattr(self, name)!r}, expected one of {choices}", "Pass one of them"
+                    "GPTConfig",
+                    f"{name} is {getattr(self, name)!r}, expected one of {choices}",
+                    "Pass one of them",
                 )
         if self.n_embd % self.n_head:
             raise ConfigError(
@@ -243,10 +245,10 @@ class GPT(Model):
         x = self.norm(x)
         return F.linear(x, self.wte.weight) if config.tie_weights else self.head(x)  # (B, T, V)
 
-    def num_targets(self, *, labels: Any = None, targets: Any = None, **_: Any) -> int:
-        """How many tokens of a batch the loss is a mean over."""
-        counted = np.asarray(targets if targets is not None else np.asarray(labels)[:, 1:])
-        return int((counted != -100).sum())
+    def num_targets(self, **batch: Any) -> int:
+        """How many tokens of `targets`, or of `labels` from the second on, are not -100."""
+        counted = batch["targets"] if "targets" in batch else batch["labels"][:, 1:]
+        return int((np.asarray(counted) != -100).sum())
 
     def make_cache(self, batch_size: int, length: int | None = None) -> KVCache:
         """A cache for sequences of up to `length` tokens (default block_size).
@@ -295,5 +297,3 @@ def _attention_mask(mask: Any, B: int, S: int) -> np.ndarray | None:
             "Count the tokens in the cache too, and use bools or integers 0 and 1",
         )
     return array.astype(bool)
-
-

@@ -14,8 +14,8 @@ from minitransformer.nn.module import Module
 from minitransformer.nn.norm import LayerNorm, RMSNorm
 
 __all__ = [
-    "Dropout",
     "DecoderLayer",
+    "Dropout",
     "Embedding",
     "EncoderLayer",
     "FeedForward",

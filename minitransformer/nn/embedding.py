@@ -35,7 +35,7 @@ class SinusoidalPositions(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         T = x.shape[-2]
-        if T > len(self.table):
+        if len(self.table) < T:
             raise RangeError(
                 "SinusoidalPositions",
                 f"the sequence has length {T}, expected at most {len(self.table)}",

@@ -33,7 +33,9 @@ class FeedForward(Module):
         if activation != "swiglu" and activation not in _ACTIVATIONS:
             known = (*_ACTIVATIONS, "swiglu")
             raise ConfigError(
-                "FeedForward", f"activation is {activation!r}, expected one of {known}", nearest(activation, known)
+                "FeedForward",
+                f"activation is {activation!r}, expected one of {known}",
+                nearest(activation, known),
             )
         self.activation, self.dff = activation, dff
         self.up = Linear(d_model, 2 * dff if activation == "swiglu" else dff, bias)

@@ -19,7 +19,13 @@ class KVCache:
     """
 
     def __init__(
-        self, n_layer: int, batch_size: int, num_kv_heads: int, capacity: int, head_width: int, dtype: np.dtype
+        self,
+        n_layer: int,
+        batch_size: int,
+        num_kv_heads: int,
+        capacity: int,
+        head_width: int,
+        dtype: np.dtype,
     ) -> None:
         check_size("KVCache", n_layer=n_layer, batch_size=batch_size, num_kv_heads=num_kv_heads)
         check_size("KVCache", capacity=capacity, head_width=head_width)

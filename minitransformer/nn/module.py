@@ -80,7 +80,9 @@ class Module:
             dtype = np.dtype(np.void)
         if dtype not in (np.float32, np.float64, np.complex128):
             raise DTypeError(
-                "to", f"{target!r} is neither a device nor a parameter dtype", "Pass 'cpu', 'float32' or 'float64'"
+                "to",
+                f"{target!r} is neither a device nor a parameter dtype",
+                "Pass 'cpu', 'float32' or 'float64'",
             )
         for parameter in self.parameters():
             parameter.rebind(parameter._data.astype(dtype))

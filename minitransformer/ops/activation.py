@@ -20,7 +20,7 @@ class Elementwise(NamedTuple):
 
 
 class Gelu(NamedTuple):
-    x: np.ndarray
+    x: np.ndarray  # at least 1-d: arithmetic on 0-d arrays yields NumPy scalars, which kernels cannot fill
     tanh: np.ndarray | None  # of the tanh form
     kernel: ModuleType
 
@@ -97,17 +97,18 @@ def gelu_forward(x: np.ndarray, *, approximate: str = "none") -> tuple[np.ndarra
     check_float("gelu", x=x)
     kernel = kernels.serve("pointwise", x)
     if approximate == "tanh":
-        out, tanh = kernel.gelu_tanh_forward(x)
-        return out, Gelu(x, tanh, kernel)
+        out, tanh = kernel.gelu_tanh_forward(np.atleast_1d(x))
+        return out.reshape(x.shape), Gelu(np.atleast_1d(x), tanh, kernel)
     if approximate != "none":
         raise ConfigError("gelu", f"approximate is {approximate!r}, expected 'none' or 'tanh'", "Pass one of them")
-    return kernel.gelu_forward(x), Gelu(x, None, kernel)
+    return kernel.gelu_forward(np.atleast_1d(x)).reshape(x.shape), Gelu(np.atleast_1d(x), None, kernel)
 
 
 def gelu_backward(dout: np.ndarray, saved: Gelu) -> tuple[np.ndarray]:
+    rows = np.atleast_1d(dout)
     if saved.tanh is None:
-        return (saved.kernel.gelu_backward(dout, saved.x),)
-    return (saved.kernel.gelu_tanh_backward(dout, saved.x, saved.tanh),)
+        return (saved.kernel.gelu_backward(rows, saved.x).reshape(dout.shape),)
+    return (saved.kernel.gelu_tanh_backward(rows, saved.x, saved.tanh).reshape(dout.shape),)
 
 
 def swiglu_forward(gate: np.ndarray, up: np.ndarray) -> tuple[np.ndarray, Gated]:
@@ -115,7 +116,9 @@ def swiglu_forward(gate: np.ndarray, up: np.ndarray) -> tuple[np.ndarray, Gated]
     check_float("swiglu", gate=gate, up=up)
     if gate.shape != up.shape:
         raise ShapeError(
-            "swiglu", f"gate has shape {gate.shape}, up {up.shape}, expected equal", "Project both to one width"
+            "swiglu",
+            f"gate has shape {gate.shape}, up {up.shape}, expected equal",
+            "Project both to one width",
         )
     kernel = kernels.serve("pointwise", gate, up)
     return kernel.swiglu_forward(gate, up), Gated(gate, up, kernel)

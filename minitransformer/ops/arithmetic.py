@@ -14,11 +14,19 @@ from minitransformer.autograd import register
 from minitransformer.errors import ShapeError
 
 
+class Shapes(NamedTuple):
+    """Of two operands; None for a Python number, which has no gradient."""
+
+    a: tuple[int, ...] | None
+    b: tuple[int, ...] | None
+
+
 class Pair(NamedTuple):
-    """Two operands, each an array or a Python number."""
+    """Two operands, each an array or a Python number, and their shapes."""
 
     a: Any
     b: Any
+    shapes: Shapes
 
 
 class Unary(NamedTuple):
@@ -33,20 +41,19 @@ class Cast(NamedTuple):
     dtype: np.dtype
 
 
-def sum_to(gradient: np.ndarray, operand: Any) -> np.ndarray | None:
-    """`gradient` summed over the axes along which `operand` was broadcast; never a view of it.
+def shapes_of(a: Any, b: Any) -> Shapes:
+    return Shapes(*(x.shape if isinstance(x, np.ndarray) else None for x in (a, b)))
 
-    None for a Python number, which has no gradient.
-    """
-    if not isinstance(operand, np.ndarray):
-        return None
-    if gradient.shape == operand.shape:
+
+def sum_to(gradient: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """`gradient` summed over the axes along which an operand of `shape` was broadcast; never a view."""
+    if gradient.shape == shape:
         return gradient.copy()
-    extra = gradient.ndim - operand.ndim
+    extra = gradient.ndim - len(shape)
     axes = tuple(range(extra)) + tuple(
-        axis + extra for axis, size in enumerate(operand.shape) if size == 1 and gradient.shape[axis + extra] != 1
+        axis + extra for axis, size in enumerate(shape) if size == 1 and gradient.shape[axis + extra] != 1
     )
-    return gradient.sum(axis=axes).reshape(operand.shape)
+    return gradient.sum(axis=axes).reshape(shape)
 
 
 def _broadcast(op: str, function: np.ufunc, a: Any, b: Any) -> np.ndarray:
@@ -60,62 +67,74 @@ def _broadcast(op: str, function: np.ufunc, a: Any, b: Any) -> np.ndarray:
         ) from None
 
 
-def add_forward(a: Any, b: Any) -> tuple[np.ndarray, Pair]:
-    return _broadcast("add", np.add, a, b), Pair(a, b)
+def add_forward(a: Any, b: Any) -> tuple[np.ndarray, Shapes]:
+    return _broadcast("add", np.add, a, b), shapes_of(a, b)
 
 
-def add_backward(dout: np.ndarray, saved: Pair) -> tuple[np.ndarray | None, ...]:
-    return sum_to(dout, saved.a), sum_to(dout, saved.b)
+def add_backward(dout: np.ndarray, saved: Shapes) -> tuple[np.ndarray | None, ...]:
+    return tuple(None if shape is None else sum_to(dout, shape) for shape in saved)
 
 
-def subtract_forward(a: Any, b: Any) -> tuple[np.ndarray, Pair]:
-    return _broadcast("subtract", np.subtract, a, b), Pair(a, b)
+def subtract_forward(a: Any, b: Any) -> tuple[np.ndarray, Shapes]:
+    return _broadcast("subtract", np.subtract, a, b), shapes_of(a, b)
 
 
-def subtract_backward(dout: np.ndarray, saved: Pair) -> tuple[np.ndarray | None, ...]:
-    return sum_to(dout, saved.a), sum_to(-dout, saved.b)
+def subtract_backward(dout: np.ndarray, saved: Shapes) -> tuple[np.ndarray | None, ...]:
+    return (
+        None if saved.a is None else sum_to(dout, saved.a),
+        None if saved.b is None else sum_to(-dout, saved.b),
+    )
 
 
 def multiply_forward(a: Any, b: Any) -> tuple[np.ndarray, Pair]:
-    return _broadcast("multiply", np.multiply, a, b), Pair(a, b)
+    """a * b; each operand is kept only for the gradient of the other."""
+    shapes = shapes_of(a, b)
+    out = _broadcast("multiply", np.multiply, a, b)
+    return out, Pair(None if shapes.b is None else a, None if shapes.a is None else b, shapes)
 
 
 def multiply_backward(dout: np.ndarray, saved: Pair) -> tuple[np.ndarray | None, ...]:
-    a, b = saved
+    a, b, shapes = saved
     return (
-        sum_to(dout * b, a) if isinstance(a, np.ndarray) else None,
-        sum_to(dout * a, b) if isinstance(b, np.ndarray) else None,
+        None if shapes.a is None else sum_to(dout * b, shapes.a),
+        None if shapes.b is None else sum_to(dout * a, shapes.b),
     )
 
 
 def divide_forward(a: Any, b: Any) -> tuple[np.ndarray, Pair]:
-    return _broadcast("divide", np.divide, a, b), Pair(a, b)
+    """a / b; `a` is kept only for the gradient of `b`."""
+    shapes = shapes_of(a, b)
+    return _broadcast("divide", np.divide, a, b), Pair(None if shapes.b is None else a, b, shapes)
 
 
 def divide_backward(dout: np.ndarray, saved: Pair) -> tuple[np.ndarray | None, ...]:
-    a, b = saved
+    a, b, shapes = saved
     da = dout / b
     return (
-        sum_to(da, a),
-        sum_to(-da * a / b, b) if isinstance(b, np.ndarray) else None,
+        None if shapes.a is None else sum_to(da, shapes.a),
+        None if shapes.b is None else sum_to(-da * a / b, shapes.b),
     )
 
 
 def power_forward(a: Any, b: Any) -> tuple[np.ndarray, Pair]:
     """`a ** b`. With an integer number `b`, also for negative `a`; an array `b` wants positive `a`."""
-    if isinstance(a, np.ndarray) and a.dtype.kind in "iub" and np.any(np.real(b) < 0):
-        a = a.astype(np.float32)  # NumPy refuses integers to negative integer powers
-    return _broadcast("power", np.power, a, b), Pair(a, b)
+    if np.result_type(a, b).kind in "iub" and np.any(np.less(b, 0)):
+        a = np.asarray(a, np.float32)  # NumPy refuses integers to negative integer powers
+    return _broadcast("power", np.power, a, b), Pair(a, b, shapes_of(a, b))
 
 
 def power_backward(dout: np.ndarray, saved: Pair) -> tuple[np.ndarray | None, ...]:
-    a, b = saved
-    # d(a^b)/da is 0 where b is 0, also at a = 0, where b * a^(b-1) would be 0 * inf
-    da = dout * np.where(np.equal(b, 0), 0, b * np.power(a, np.where(np.equal(b, 0), 1, b) - 1))
-    # and d(a^b)/db is 0 at a = 0, where the limit of a^b log(a) is 0 for b > 0
-    zero = np.equal(a, 0)
-    db = dout * np.where(zero, 0, np.power(a, b) * np.log(np.where(zero, 1, a)))
-    return sum_to(da, a), sum_to(db, b)
+    a, b, shapes = saved
+    da = db = None
+    if shapes.a is not None:
+        # 0 where b is 0, also at a = 0, where b * a^(b-1) would be 0 * inf
+        slope = np.where(np.equal(b, 0), 0, b * np.power(a, b - 1.0))
+        da = sum_to(dout * slope, shapes.a)
+    if shapes.b is not None:
+        # 0 at a = 0, where the limit of a^b log(a) is 0 for b > 0
+        slope = np.where(np.equal(a, 0), 0, np.power(a, b) * np.log(a, dtype=dout.dtype))
+        db = sum_to(dout * slope, shapes.b)
+    return da, db
 
 
 def exp_forward(x: np.ndarray) -> tuple[np.ndarray, Output]:
@@ -170,32 +189,32 @@ def absolute_backward(dout: np.ndarray, saved: Unary) -> tuple[np.ndarray]:
 
 def _share(mine: Any, other: Any) -> Any:
     """1 where mine is larger, 1/2 at a tie, 0 elsewhere: the slope of the maximum."""
-    return (np.greater(mine, other) + np.greater_equal(mine, other)) / 2
+    return np.add(np.greater(mine, other), np.greater_equal(mine, other), dtype=np.float32) / 2
 
 
 def maximum_forward(a: Any, b: Any) -> tuple[np.ndarray, Pair]:
     """The larger of each pair; NaN where either is NaN. A tie shares the gradient equally."""
-    return _broadcast("maximum", np.maximum, a, b), Pair(a, b)
+    return _broadcast("maximum", np.maximum, a, b), Pair(a, b, shapes_of(a, b))
 
 
 def maximum_backward(dout: np.ndarray, saved: Pair) -> tuple[np.ndarray | None, ...]:
-    a, b = saved
+    a, b, shapes = saved
     return (
-        sum_to((dout * _share(a, b)).astype(dout.dtype), a),
-        sum_to((dout * _share(b, a)).astype(dout.dtype), b),
+        None if shapes.a is None else sum_to(dout * _share(a, b), shapes.a),
+        None if shapes.b is None else sum_to(dout * _share(b, a), shapes.b),
     )
 
 
 def minimum_forward(a: Any, b: Any) -> tuple[np.ndarray, Pair]:
     """The smaller of each pair; NaN where either is NaN. A tie shares the gradient equally."""
-    return _broadcast("minimum", np.minimum, a, b), Pair(a, b)
+    return _broadcast("minimum", np.minimum, a, b), Pair(a, b, shapes_of(a, b))
 
 
 def minimum_backward(dout: np.ndarray, saved: Pair) -> tuple[np.ndarray | None, ...]:
-    a, b = saved
+    a, b, shapes = saved
     return (
-        sum_to((dout * _share(b, a)).astype(dout.dtype), a),
-        sum_to((dout * _share(a, b)).astype(dout.dtype), b),
+        None if shapes.a is None else sum_to(dout * _share(b, a), shapes.a),
+        None if shapes.b is None else sum_to(dout * _share(a, b), shapes.b),
     )
 
 

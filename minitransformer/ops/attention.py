@@ -42,24 +42,28 @@ class Weights(NamedTuple):
     kernel: ModuleType
 
 
+def _as_scores(bias: np.ndarray | None, q: np.ndarray) -> np.ndarray | None:
+    """A float64 mask beside float32 queries must not turn the result into float64."""
+    if bias is None or bias.dtype.kind != "f":
+        return bias
+    return bias.astype(q.real.dtype, copy=False)
+
+
 def attention_forward(
     q: np.ndarray, k: np.ndarray, v: np.ndarray, bias: np.ndarray | None = None, *, problem: Problem
 ) -> tuple[tuple[np.ndarray, np.ndarray], Attention]:
     """(out, lse): see `kernels/attention/reference.py` for the formula, `make_problem` for `problem`."""
     q, k, v = (np.ascontiguousarray(x) for x in (q, k, v))
-    kernel = kernels.serve("attention", q, k, v)
+    bias = _as_scores(bias, q)
+    kernel = kernels.serve("attention", q, k, v, *(() if bias is None else (bias,)))
     out, lse = kernel.forward(q, k, v, bias, problem)
     return (out, lse), Attention(q, k, v, bias, out, lse, problem, kernel)
 
 
-def attention_backward(
-    douts: tuple[np.ndarray, np.ndarray], saved: Attention
-) -> tuple[np.ndarray | None, ...]:
+def attention_backward(douts: tuple[np.ndarray, np.ndarray], saved: Attention) -> tuple[np.ndarray | None, ...]:
     dout, dlse = (np.ascontiguousarray(x) for x in douts)
-    g = saved.kernel.backward(
-        dout, dlse, saved.q, saved.k, saved.v, saved.bias, saved.out, saved.lse, saved.problem
-    )
-    return g.dq, g.dk, g.dv, None if saved.bias is None else sum_to(g.dbias, saved.bias)
+    g = saved.kernel.backward(dout, dlse, saved.q, saved.k, saved.v, saved.bias, saved.out, saved.lse, saved.problem)
+    return g.dq, g.dk, g.dv, None if saved.bias is None else sum_to(g.dbias, saved.bias.shape)
 
 
 def attention_weights_forward(
@@ -69,8 +73,8 @@ def attention_weights_forward(
 
     Asking for them changes no number of the attention call: rows sum to 1, or to 0 if they are empty.
     """
-    q, k = np.ascontiguousarray(q), np.ascontiguousarray(k)
-    kernel = kernels.serve("attention", q, k)
+    q, k, bias = np.ascontiguousarray(q), np.ascontiguousarray(k), _as_scores(bias, q)
+    kernel = kernels.serve("attention", q, k, lse, *(() if bias is None else (bias,)))
     weights = kernel.weights_forward(q, k, bias, lse, problem)
     return weights, Weights(weights, q, k, bias, problem, kernel)
 
@@ -79,7 +83,7 @@ def attention_weights_backward(dout: np.ndarray, saved: Weights) -> tuple[np.nda
     dq, dk, dbias, dlse = saved.kernel.weights_backward(
         dout, saved.weights, saved.q, saved.k, saved.bias, saved.problem
     )
-    return dq, dk, dlse, None if saved.bias is None else sum_to(dbias, saved.bias)
+    return dq, dk, dlse, None if saved.bias is None else sum_to(dbias, saved.bias.shape)
 
 
 register("attention", attention_forward, attention_backward, many=True)
@@ -96,10 +100,12 @@ def check_qkv(op: str, q: np.ndarray, k: np.ndarray, v: np.ndarray, enable_gqa: 
         raise ShapeError(op, f"the batch sizes differ {shapes}", "Give query, key and value one batch size")
     if k.shape[3] != q.shape[3]:
         raise ShapeError(
-            op, f"key has head width {k.shape[3]}, query has {q.shape[3]} {shapes}", "Project both to the same width"
+            op,
+            f"key has head width {k.shape[3]}, query has {q.shape[3]} {shapes}",
+            "Project both to the same width",
         )
-    if q.shape[3] == 0:
-        raise ShapeError(op, f"the head width is 0 {shapes}", "Use at least one feature per head")
+    if q.shape[3] == 0 or q.shape[1] == 0:
+        raise ShapeError(op, f"there are no heads, or heads of width 0 {shapes}", "Use at least one of width 1")
     if k.shape[1:3] != v.shape[1:3]:
         raise ShapeError(op, f"key and value differ in heads or length {shapes}", "Give one value per key")
     if q.shape[1] != k.shape[1]:
@@ -111,14 +117,14 @@ def check_qkv(op: str, q: np.ndarray, k: np.ndarray, v: np.ndarray, enable_gqa: 
             )
         if not enable_gqa:
             raise ShapeError(
-                op, f"query has {q.shape[1]} heads, key {k.shape[1]} {shapes}", "Pass enable_gqa=True to share key heads"
+                op,
+                f"query has {q.shape[1]} heads, key {k.shape[1]} {shapes}",
+                "Pass enable_gqa=True to share key heads",
             )
     return q.shape[0], q.shape[1], q.shape[2], k.shape[2]
 
 
-def split_mask(
-    op: str, mask: Any, B: int, H: int, T: int, S: int
-) -> tuple[np.ndarray | None, np.ndarray | None]:
+def split_mask(op: str, mask: Any, B: int, H: int, T: int, S: int) -> tuple[np.ndarray | None, np.ndarray | None]:
     """(bool mask, additive float bias) from what the caller gave; the other one is None."""
     if mask is None:
         return None, None
@@ -207,13 +213,13 @@ def make_problem(
     )
 
 
-def _offset(
-    op: str, align: str | None, lengths: np.ndarray | None, T: int, S: int, positional: bool
-) -> np.ndarray:
+def _offset(op: str, align: str | None, lengths: np.ndarray | None, T: int, S: int, positional: bool) -> np.ndarray:
     """The key position of query 0, one for all rows (1,) or one per row (B,)."""
     if align not in (None, "lower_right", "upper_left"):
         raise ConfigError(
-            op, f"causal_align is {align!r}, expected 'lower_right' or 'upper_left'", "Name the corner of the diagonal"
+            op,
+            f"causal_align is {align!r}, expected 'lower_right' or 'upper_left'",
+            "Name the corner of the diagonal",
         )
     if positional and align is None and (T != S or lengths is not None):
         rows = "" if lengths is None else " and rows of different lengths"
@@ -234,9 +240,7 @@ def _check_window(op: str, window: Any) -> tuple[int | None, int | None]:
     if not (isinstance(window, (tuple, list)) and len(window) == 2):
         raise ConfigError(op, f"window_size is {window!r}, expected a pair (left, right)", "Pass (left, 0) for causal")
     for reach in window:
-        if reach is not None and (
-            isinstance(reach, bool) or not isinstance(reach, (int, np.integer)) or reach < 0
-        ):
+        if reach is not None and (isinstance(reach, bool) or not isinstance(reach, (int, np.integer)) or reach < 0):
             raise ConfigError(
                 op,
                 f"window_size is {window!r}, expected two non-negative integers, None for no limit",
@@ -270,7 +274,9 @@ def _check_documents(op: str, cu_seqlens: Any, B: int, T: int, S: int) -> np.nda
     ends = _integers(op, "cu_seqlens", cu_seqlens)
     if B != 1 or T != S:
         raise ShapeError(
-            op, f"cu_seqlens packs one row of self-attention, got B={B}, T={T}, S={S}", "Concatenate the documents"
+            op,
+            f"cu_seqlens packs one row of self-attention, got B={B}, T={T}, S={S}",
+            "Concatenate the documents",
         )
     if ends.ndim != 1 or len(ends) < 2 or ends[0] != 0 or ends[-1] != S or (np.diff(ends) < 0).any():
         raise RangeError(

@@ -46,7 +46,7 @@ def embedding_backward(dout: np.ndarray, saved: Lookup) -> tuple[np.ndarray]:
     """dweight[v] = sum of dout over the positions with id v, in order of position."""
     vocab_size, width = saved.shape
     ids = saved.ids.reshape(-1)
-    drows = np.ascontiguousarray(dout).reshape(-1, width)
+    drows = np.ascontiguousarray(dout).reshape(ids.size, width)
     dweight = np.zeros((vocab_size, width), dout.dtype)
     if ids.size:
         # Sorting groups equal ids into runs; reduceat then sums each run in one pass over memory.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -48,7 +49,7 @@ def matmul_forward(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, Product]:
         ) from None
 
 
-def matmul_backward(dout: np.ndarray, saved: Product) -> tuple[np.ndarray | None, ...]:
+def matmul_backward(dout: np.ndarray, saved: Product) -> tuple[np.ndarray, ...]:
     a, b = saved
     matrix_a = a if a.ndim > 1 else a[None, :]  # a row
     matrix_b = b if b.ndim > 1 else b[:, None]  # a column
@@ -58,14 +59,15 @@ def matmul_backward(dout: np.ndarray, saved: Product) -> tuple[np.ndarray | None
         dout = dout[..., None]
     da = dout @ matrix_b.swapaxes(-1, -2)  # (..., N, K)
     db = matrix_a.swapaxes(-1, -2) @ dout  # (..., K, M)
-    da, db = sum_to(da, matrix_a), sum_to(db, matrix_b)
-    assert da is not None and db is not None
-    return da.reshape(a.shape), db.reshape(b.shape)
+    return sum_to(da, matrix_a.shape).reshape(a.shape), sum_to(db, matrix_b.shape).reshape(b.shape)
 
 
-def linear_forward(
-    x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None
-) -> tuple[np.ndarray, Linear]:
+def _rows(x: np.ndarray) -> np.ndarray:
+    """(..., C) as (N, C), contiguous; -1 would not do for C = 0."""
+    return np.ascontiguousarray(x).reshape(math.prod(x.shape[:-1]), x.shape[-1])
+
+
+def linear_forward(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None) -> tuple[np.ndarray, Linear]:
     """`x @ weight.T + bias`: x (..., C_in), weight (C_out, C_in) as in torch, bias (C_out,)."""
     if weight.ndim != 2 or x.ndim < 1 or x.shape[-1] != weight.shape[1]:
         raise ShapeError(
@@ -79,7 +81,7 @@ def linear_forward(
             f"bias has shape {bias.shape}, expected ({weight.shape[0]},) for weight {weight.shape}",
             "Give one bias per output",
         )
-    rows = np.ascontiguousarray(x).reshape(-1, x.shape[-1])  # (N, C_in)
+    rows = _rows(x)  # (N, C_in)
     out = rows @ weight.T  # (N, C_out)
     if bias is not None:
         out = np.add(out, bias, out=out if out.dtype == np.result_type(out, bias) else None)
@@ -88,8 +90,7 @@ def linear_forward(
 
 def linear_backward(dout: np.ndarray, saved: Linear) -> tuple[np.ndarray, ...]:
     x, weight, biased = saved
-    drows = np.ascontiguousarray(dout).reshape(-1, weight.shape[0])  # (N, C_out)
-    rows = np.ascontiguousarray(x).reshape(-1, weight.shape[1])  # (N, C_in)
+    drows, rows = _rows(dout), _rows(x)  # (N, C_out), (N, C_in)
     dx = (drows @ weight).reshape(x.shape)
     dweight = drows.T @ rows  # (C_out, C_in)
     if not biased:
@@ -109,7 +110,9 @@ def einsum_forward(*operands: np.ndarray, equation: str) -> tuple[np.ndarray, Ei
         result = "".join(sorted(c for c in set(counts) if counts.count(c) == 1))
     if not all(c.isalpha() for c in "".join(terms) + result):
         raise DTypeError(
-            "einsum", f"equation {equation!r} holds something else than letters", "Name every axis by a letter"
+            "einsum",
+            f"equation {equation!r} holds something else than letters",
+            "Name every axis by a letter",
         )
     if any(len(set(term)) != len(term) for term in (*terms, result)):
         raise ShapeError(
@@ -119,9 +122,7 @@ def einsum_forward(*operands: np.ndarray, equation: str) -> tuple[np.ndarray, Ei
         raise ShapeError(
             "einsum", f"equation {equation!r} has a result index that no input has", "Use expand to repeat"
         )
-    if len(terms) != len(operands) or any(
-        len(t) != o.ndim for t, o in zip(terms, operands, strict=False)
-    ):
+    if len(terms) != len(operands) or any(len(t) != o.ndim for t, o in zip(terms, operands, strict=False)):
         raise ShapeError(
             "einsum",
             f"equation {equation!r} does not fit shapes {[o.shape for o in operands]}",

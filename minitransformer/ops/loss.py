@@ -55,6 +55,7 @@ def cross_entropy_forward(
     is 0 (torch gives NaN there): a batch without targets then changes nothing.
     """
     check_float("cross_entropy", input=logits)
+    targets = np.asarray(targets)  # one class may be a Python number
     check_reduction("cross_entropy", reduction)
     if logits.ndim < 1 or targets.shape != logits.shape[:-1]:
         raise ShapeError(
@@ -64,12 +65,12 @@ def cross_entropy_forward(
         )
     if targets.dtype.kind not in "iu":
         raise DTypeError(
-            "cross_entropy", f"target has dtype {targets.dtype}, expected integer class ids", "Cast it to int64"
+            "cross_entropy",
+            f"target has dtype {targets.dtype}, expected integer class ids",
+            "Cast it to int64",
         )
     if not 0 <= label_smoothing <= 1:
-        raise ConfigError(
-            "cross_entropy", f"label_smoothing is {label_smoothing}, expected 0 to 1", "0 turns it off"
-        )
+        raise ConfigError("cross_entropy", f"label_smoothing is {label_smoothing}, expected 0 to 1", "0 turns it off")
     vocab_size = logits.shape[-1]
     valid = targets != ignore_index
     outside = valid & ((targets < 0) | (targets >= vocab_size))
@@ -115,9 +116,7 @@ def mse_loss_forward(
     check_float("mse_loss", input=input, target=target)
     check_reduction("mse_loss", reduction)
     if input.shape != target.shape:
-        raise ShapeError(
-            "mse_loss", f"input has shape {input.shape}, target {target.shape}", "Make the shapes equal"
-        )
+        raise ShapeError("mse_loss", f"input has shape {input.shape}, target {target.shape}", "Make the shapes equal")
     difference = input - target
     return _reduce(difference * difference, reduction), Difference(difference, reduction)
 

@@ -50,7 +50,9 @@ def _rows(
             check_float(op, **{name: array})
             if array.shape != normalized_shape:
                 raise ShapeError(
-                    op, f"{name} has shape {array.shape}, expected {normalized_shape}", "Use one value per feature"
+                    op,
+                    f"{name} has shape {array.shape}, expected {normalized_shape}",
+                    "Use one value per feature",
                 )
         flat[name] = None if array is None else np.ascontiguousarray(array).reshape(-1)
     width = int(np.prod(normalized_shape, dtype=np.int64))
@@ -77,9 +79,7 @@ def layer_norm_forward(
 
 def layer_norm_backward(dout: np.ndarray, saved: LayerNorm) -> tuple[np.ndarray | None, ...]:
     drows = np.ascontiguousarray(dout).reshape(saved.rows.shape)
-    dx, dweight, dbias = saved.kernel.layer_norm_backward(
-        drows, saved.rows, saved.weight, saved.mean, saved.rstd
-    )
+    dx, dweight, dbias = saved.kernel.layer_norm_backward(drows, saved.rows, saved.weight, saved.mean, saved.rstd)
     return (
         dx.reshape(saved.shape),
         None if saved.weight is None else dweight.reshape(saved.normalized_shape),

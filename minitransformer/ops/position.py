@@ -22,9 +22,7 @@ def _rotate(x: np.ndarray, cos: np.ndarray, sin: np.ndarray, layout: str) -> np.
     """Each pair (x1, x2) turned by its angle: (x1 cos - x2 sin, x2 cos + x1 sin)."""
     out = np.empty_like(x)
     half = x.shape[-1] // 2
-    first, second = (
-        (np.s_[..., :half], np.s_[..., half:]) if layout == "half" else (np.s_[..., ::2], np.s_[..., 1::2])
-    )
+    first, second = (np.s_[..., :half], np.s_[..., half:]) if layout == "half" else (np.s_[..., ::2], np.s_[..., 1::2])
     out[first] = x[first] * cos - x[second] * sin
     out[second] = x[second] * cos + x[first] * sin
     return out

@@ -67,7 +67,9 @@ def _count(shape: tuple[int, ...], axes: tuple[int, ...]) -> int:
 def _check_not_empty(op: str, x: np.ndarray, axes: tuple[int, ...]) -> None:
     if _count(x.shape, axes) == 0:
         raise ShapeError(
-            op, f"no elements to compare over axes {axes} of shape {x.shape}", "Reduce axes that hold something"
+            op,
+            f"no elements to compare over axes {axes} of shape {x.shape}",
+            "Reduce axes that hold something",
         )
 
 

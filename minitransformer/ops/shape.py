@@ -12,7 +12,7 @@ import numpy as np
 
 from minitransformer.autograd import check_axis, register
 from minitransformer.errors import DTypeError, RangeError, ShapeError
-from minitransformer.ops.arithmetic import sum_to
+from minitransformer.ops.arithmetic import Shapes, shapes_of, sum_to
 
 
 class Shape(NamedTuple):
@@ -34,8 +34,7 @@ class Pieces(NamedTuple):
 
 
 class Choice(NamedTuple):
-    a: Any
-    b: Any
+    shapes: Shapes
     condition: np.ndarray
 
 
@@ -73,7 +72,7 @@ def permute_forward(x: np.ndarray, *, dims: tuple[int, ...]) -> tuple[np.ndarray
 
 
 def permute_backward(dout: np.ndarray, saved: Dims) -> tuple[np.ndarray]:
-    return (dout.transpose(np.argsort(saved.dims)).copy(),)
+    return (dout.transpose(tuple(np.argsort(saved.dims))).copy(),)
 
 
 def expand_forward(x: np.ndarray, *, shape: tuple[int, ...]) -> tuple[np.ndarray, Shape]:
@@ -86,8 +85,8 @@ def expand_forward(x: np.ndarray, *, shape: tuple[int, ...]) -> tuple[np.ndarray
         ) from None
 
 
-def expand_backward(dout: np.ndarray, saved: Shape) -> tuple[np.ndarray | None]:
-    return (sum_to(dout, np.empty(saved.shape, np.bool_)),)
+def expand_backward(dout: np.ndarray, saved: Shape) -> tuple[np.ndarray]:
+    return (sum_to(dout, saved.shape),)
 
 
 def getitem_forward(x: np.ndarray, *, index: Any) -> tuple[np.ndarray, Index]:
@@ -132,7 +131,9 @@ def stack_forward(*arrays: np.ndarray, dim: int) -> tuple[np.ndarray, Dims]:
     shapes = [array.shape for array in arrays]
     if len(set(shapes)) != 1:
         raise ShapeError(
-            "stack", f"got shapes {shapes}, expected one or more equal shapes", "Make them equal, or use concat"
+            "stack",
+            f"got shapes {shapes}, expected one or more equal shapes",
+            "Make them equal, or use concat",
         )
     axis = check_axis("stack", dim, len(shapes[0]) + 1)
     return np.stack(arrays, axis), Dims((axis,))
@@ -169,9 +170,7 @@ def split_backward(douts: tuple[np.ndarray, ...], saved: Pieces) -> tuple[np.nda
 def where_forward(a: Any, b: Any, condition: np.ndarray) -> tuple[np.ndarray, Choice]:
     """`a` where `condition`, else `b`; the branch not taken gets gradient 0, even if it is NaN there."""
     if not isinstance(condition, np.ndarray) or condition.dtype != np.bool_:
-        raise DTypeError(
-            "where", "the condition is not a bool array", "Compare first: mt.where(t > 0, a, b)"
-        )
+        raise DTypeError("where", "the condition is not a bool array", "Compare first: mt.where(t > 0, a, b)")
     try:
         np.broadcast_shapes(condition.shape, np.shape(a), np.shape(b))
     except ValueError:
@@ -180,14 +179,14 @@ def where_forward(a: Any, b: Any, condition: np.ndarray) -> tuple[np.ndarray, Ch
             f"condition {condition.shape}, a {np.shape(a)} and b {np.shape(b)} do not broadcast",
             "Compared from the right, sizes must be equal or 1",
         ) from None
-    return np.where(condition, a, b), Choice(a, b, condition)
+    return np.where(condition, a, b), Choice(shapes_of(a, b), condition)
 
 
 def where_backward(dout: np.ndarray, saved: Choice) -> tuple[np.ndarray | None, ...]:
-    zero = dout.dtype.type(0)
+    (a, b), condition = saved
     return (
-        sum_to(np.where(saved.condition, dout, zero), saved.a),
-        sum_to(np.where(saved.condition, zero, dout), saved.b),
+        None if a is None else sum_to(np.where(condition, dout, 0), a),
+        None if b is None else sum_to(np.where(condition, 0, dout), b),
     )
 
 

@@ -86,13 +86,11 @@ class FlatParameters:
         if buffer.shape != self.data.shape or not buffer.flags.c_contiguous:
             raise ShapeError(
                 "FlatParameters.views",
-                f"buffer has shape {buffer.shape} and strides {buffer.strides}, expected "
-                f"{self.data.shape}, contiguous",
+                f"buffer has shape {buffer.shape} and strides {buffer.strides}, expected {self.data.shape}, contiguous",
                 "Make it with np.empty_like(flat.data)",
             )
         return [
-            buffer[end - p.data.size : end].reshape(p.shape)
-            for p, end in zip(self.params, self._ends, strict=True)
+            buffer[end - p.data.size : end].reshape(p.shape) for p, end in zip(self.params, self._ends, strict=True)
         ]
 
     def check(self) -> None:

@@ -24,9 +24,7 @@ class Optimizer(ABC):
     `flat` is the `FlatParameters`. `lr` may be assigned between steps.
     """
 
-    def __init__(
-        self, params: Iterable[Parameter], lr: float, weight_decay: float, state: Sequence[str]
-    ) -> None:
+    def __init__(self, params: Iterable[Parameter], lr: float, weight_decay: float, state: Sequence[str]) -> None:
         self._name = type(self).__name__
         self.lr = lr
         self.weight_decay = check_number(self._name, "weight_decay", weight_decay)

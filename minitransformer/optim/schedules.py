@@ -58,14 +58,10 @@ def cosine(peak: float, min_lr: float, warmup_steps: int, total_steps: int) -> S
     Loshchilov and Hutter 2017, "SGDR: stochastic gradient descent with warm restarts".
     """
     _check_decay("schedules.cosine", peak, min_lr, warmup_steps, total_steps)
-    return _decaying(
-        peak, min_lr, warmup_steps, warmup_steps, total_steps, lambda x: 0.5 * (1 + math.cos(math.pi * x))
-    )
+    return _decaying(peak, min_lr, warmup_steps, warmup_steps, total_steps, lambda x: 0.5 * (1 + math.cos(math.pi * x)))
 
 
-def warmup_stable_decay(
-    peak: float, min_lr: float, warmup_steps: int, total_steps: int, decay_steps: int
-) -> Schedule:
+def warmup_stable_decay(peak: float, min_lr: float, warmup_steps: int, total_steps: int, decay_steps: int) -> Schedule:
     """`peak` after the warm-up, then a straight line to `min_lr` over the last `decay_steps` steps.
 
     Hu et al. 2024, "MiniCPM". One run at the peak can be ended by a decay of its own at any step.

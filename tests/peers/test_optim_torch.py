@@ -22,7 +22,7 @@ STEPS = 200
 
 @pytest.fixture(autouse=True)
 def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """torch's optimizers import its compiler, which leaves this variable in the environment if it is unset."""
+    """torch's optimizers import its compiler, which sets this variable for good if it is not set."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
 
 

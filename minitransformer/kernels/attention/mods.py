@@ -33,9 +33,7 @@ def evaluate_mask(mask_mod: Mod, B: int, H: int, T: int, S: int, buffers: Sequen
     return np.broadcast_to(evaluate_mask_at(mask_mod, b, h, q, k, buffers), (B, H, T, S))
 
 
-def evaluate_mask_at(
-    mask_mod: Mod, b: Any, h: Any, q: Any, k: Any, buffers: Sequence[Any] = ()
-) -> np.ndarray:
+def evaluate_mask_at(mask_mod: Mod, b: Any, h: Any, q: Any, k: Any, buffers: Sequence[Any] = ()) -> np.ndarray:
     """`evaluate_mask` at chosen cells: bool, broadcastable to the common shape of the int64 indices."""
     result = _evaluate("mask_mod", mask_mod, (b, h, q, k), buffers, np.dtype(bool))
     if result.dtype != bool:
@@ -78,9 +76,7 @@ def score_derivative(score_mod: Mod, scores: np.ndarray, buffers: Sequence[Any] 
         return derivative.astype(scores.dtype)
 
 
-def _check_derivative(
-    score_mod: Mod, scores: np.ndarray, derivative: np.ndarray, buffers: Sequence[Any]
-) -> None:
+def _check_derivative(score_mod: Mod, scores: np.ndarray, derivative: np.ndarray, buffers: Sequence[Any]) -> None:
     """Compare with differences at a few scores, evenly spaced by rank from the lowest to the highest.
 
     A cell speaks against the derivative only if the function is smooth there, its two one-sided
@@ -96,12 +92,11 @@ def _check_derivative(
     x, found = scores[cells].astype(np.float64), derivative[cells]
     h = 1e-6 * np.maximum(1, abs(x))
     low, middle, high = (_scores_at(score_mod, at, cells, buffers) for at in (x - h, x, x + h))
-    with np.errstate(all="ignore"):
-        left, right = (middle - low) / h, (high - middle) / h
-        noise = 64 * np.finfo(np.float64).eps * np.maximum(abs(low), abs(high)) / h
-        smooth = abs(right - left) <= 0.01 * np.maximum(abs(left), abs(right)) + noise
-        central = (left + right) / 2
-        agrees = abs(central - found) <= 0.02 * np.maximum(abs(central), abs(found)) + noise
+    left, right = (middle - low) / h, (high - middle) / h
+    noise = 64 * np.finfo(np.float64).eps * np.maximum(abs(low), abs(high)) / h
+    smooth = abs(right - left) <= 0.01 * np.maximum(abs(left), abs(right)) + noise
+    central = (left + right) / 2
+    agrees = abs(central - found) <= 0.02 * np.maximum(abs(central), abs(found)) + noise
     for i in np.flatnonzero(smooth & ~agrees)[:1]:
         raise GradientError(
             "score_mod",
@@ -112,9 +107,7 @@ def _check_derivative(
         )
 
 
-def _scores_at(
-    score_mod: Mod, scores: np.ndarray, cells: Sequence[np.ndarray], buffers: Sequence[Any]
-) -> np.ndarray:
+def _scores_at(score_mod: Mod, scores: np.ndarray, cells: Sequence[np.ndarray], buffers: Sequence[Any]) -> np.ndarray:
     result = _evaluate("score_mod", score_mod, (scores, *cells), buffers, scores.dtype)
     if result.dtype.kind not in ("iufc" if scores.dtype.kind == "c" else "iuf"):
         raise DTypeError(
@@ -128,9 +121,7 @@ def _scores_at(
     return out
 
 
-def _evaluate(
-    op: str, mod: Mod, arguments: Sequence[Any], buffers: Sequence[Any], dtype: np.dtype
-) -> np.ndarray:
+def _evaluate(op: str, mod: Mod, arguments: Sequence[Any], buffers: Sequence[Any], dtype: np.dtype) -> np.ndarray:
     """mod(*arguments, *buffers) for every cell of the arguments' common shape, itself or broadcastable to it.
 
     Arguments of one element are passed as NumPy scalars: arrays of one element are accepted by some
@@ -143,9 +134,7 @@ def _evaluate(
     with np.errstate(all="ignore"):
         try:
             # Copies, because array-style code may write into what it is given (`score *= 2`).
-            result = np.array(
-                mod(*(x.reshape(-1)[0] if x.size == 1 else x.copy() for x in arguments), *buffers)
-            )
+            result = np.array(mod(*(x.reshape(-1)[0] if x.size == 1 else x.copy() for x in arguments), *buffers))
             refused = False
         except (TypeError, ValueError):
             refused = True
@@ -154,13 +143,9 @@ def _evaluate(
             values = [mod(*cell, *buffers) for cell in zip(*(v.flat for v in views), strict=True)]
     if refused:
         if any(np.ndim(value) for value in values):
-            raise ShapeError(
-                op, f"{_name(mod)} returned an array for one cell, expected one value", "Return a scalar"
-            )
+            raise ShapeError(op, f"{_name(mod)} returned an array for one cell, expected one value", "Return a scalar")
         return np.array(values).reshape(shape)
-    fits = result.ndim in (0, len(shape)) and all(
-        n in (1, size) for n, size in zip(result.shape, shape, strict=False)
-    )
+    fits = result.ndim in (0, len(shape)) and all(n in (1, size) for n, size in zip(result.shape, shape, strict=False))
     if not fits:
         raise ShapeError(
             op,
@@ -175,5 +160,5 @@ def _name(mod: Mod) -> str:
 
 
 def _kind(result: np.ndarray) -> str:
-    """What a function returned, in words: a dtype, or the type of an object that is no number."""
-    return type(result.flat[0]).__name__ if result.dtype == object else str(result.dtype)
+    """What a function returned, in words: a dtype, or the type of what is no number."""
+    return str(result.dtype) if result.dtype.kind in "biufc" else type(result.flat[0]).__name__

@@ -149,7 +149,12 @@ def weights_forward(
 
 
 def _score_gradients(
-    dscores: np.ndarray, raw: np.ndarray, q: np.ndarray, k: np.ndarray, bias: np.ndarray | None, problem: Problem
+    dscores: np.ndarray,
+    raw: np.ndarray,
+    q: np.ndarray,
+    k: np.ndarray,
+    bias: np.ndarray | None,
+    problem: Problem,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """dq, dk, dbias from the gradient of the modified scores."""
     groups = q.shape[1] // k.shape[1]

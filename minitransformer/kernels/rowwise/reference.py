@@ -38,7 +38,7 @@ def layer_norm_forward(
     x: np.ndarray, weight: np.ndarray | None, bias: np.ndarray | None, eps: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """weight * (x - mean) * rstd + bias, and the (N,) statistics. The variance is the biased one."""
-    mean = x.mean(axis=-1)
+    mean = x.sum(axis=-1) / x.shape[-1]
     out = x - mean[:, None]
     rstd = 1 / np.sqrt(np.einsum("nc,nc->n", out, out) / x.shape[-1] + eps)
     out *= rstd[:, None]
@@ -62,15 +62,13 @@ def layer_norm_backward(
     dnormed = dout if weight is None else dout * weight
     slope = np.einsum("nc,nc->n", dnormed, normed) / x.shape[-1]
     normed *= slope[:, None]
-    dx = dnormed - dnormed.mean(axis=-1, keepdims=True)
+    dx = dnormed - dnormed.sum(axis=-1, keepdims=True) / x.shape[-1]
     dx -= normed
     dx *= rstd[:, None]
     return dx, dweight, dbias
 
 
-def rms_norm_forward(
-    x: np.ndarray, weight: np.ndarray | None, eps: float
-) -> tuple[np.ndarray, np.ndarray]:
+def rms_norm_forward(x: np.ndarray, weight: np.ndarray | None, eps: float) -> tuple[np.ndarray, np.ndarray]:
     """weight * x * rrms, and the (N,) reciprocal root mean squares."""
     rrms = 1 / np.sqrt(np.einsum("nc,nc->n", x, x) / x.shape[-1] + eps)
     out = x * rrms[:, None]

@@ -1,0 +1,247 @@
+"""The training loop, and all that lets it be interrupted and resumed bit for bit."""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from itertools import islice
+from typing import Any, Protocol
+
+from minitransformer.checkpoint import RunFolder, pack_arrays, unpack_arrays
+from minitransformer.errors import ConfigError, NonFiniteError
+from minitransformer.files import LogFile, json_bytes, read_json
+from minitransformer.models.base import Model, read_weights
+from minitransformer.threads import Workers, get_num_threads, single_threaded_blas
+from minitransformer.training.callbacks import Callback, Progress, TrainResult
+from minitransformer.training.config import TrainConfig
+from minitransformer.training.step import LOWER_RATE, Batch, StepResult, TrainStep, evaluate, make_optimizer
+
+# What a resumed run may change: the length of the run and how it is carried out.
+_MAY_CHANGE = {"out_dir", "max_steps", "threads", "progress", "save_interval"}
+
+
+class TrainData(Protocol):
+    """Batches as a pure function of (seed, step): resuming needs no replay. See `data.TokenDataset`."""
+
+    def batch(self, seed: int, step: int, batch_size: int) -> Batch: ...
+
+    def sequential(self, batch_size: int) -> Iterator[Batch]: ...
+
+
+class Trainer:
+    """Train `model` on batches of `train_data`, judged by its loss on `eval_data`.
+
+    A batch is a dict of arrays whose first axis is the row; it is passed to the model by keyword, and
+    `model(...).loss` must be the mean over `model.num_targets(...)` targets.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        config: TrainConfig,
+        train_data: TrainData,
+        eval_data: TrainData | None = None,
+        callbacks: Sequence[Callback] = (),
+    ) -> None:
+        self.model, self.config = model, config
+        self.train_data, self.eval_data = train_data, eval_data
+        self.callbacks = [*([Progress()] if config.progress else []), *callbacks]
+        self.optimizer = make_optimizer(model, config)
+        self.model.name_call_sites()
+        self._best = math.inf
+        self._bad_evaluations = 0
+        self._run: RunFolder | None = None
+
+    def train(self, resume: bool = False) -> TrainResult:
+        """Train until `max_steps`, from the start or, with `resume`, from the last checkpoint of `out_dir`.
+
+        Ctrl-C finishes the step, saves and returns; a second one stops at once. Raises `NonFiniteError` at
+        the first loss or gradient that is not finite (the last checkpoint is kept), `CheckpointError` for a
+        folder that already holds a run, or holds none to resume, `ConfigError` for a changed config.
+        """
+        config = self.config
+        first = self._resume() if resume else self._create()
+        self.model.train()
+        threads = config.threads or get_num_threads()
+        result, val_loss, step = StepResult(math.nan, math.nan), None, first
+        reason = "early stopping" if self._stale() else "finished"
+        with single_threaded_blas(), Workers(threads) as workers, _interrupts() as interrupted:
+            train_step = TrainStep(self.model, self.optimizer, config, workers)
+            for callback in self.callbacks:
+                callback.on_start(self, first)
+            try:
+                for index in range(first, config.max_steps if reason == "finished" else first):
+                    started = time.perf_counter()
+                    result = train_step(self._batches(index), index)
+                    seconds = time.perf_counter() - started
+                    step = index + 1
+                    last = step == config.max_steps
+                    record = {
+                        "step": step,
+                        "loss": result.loss,
+                        "lr": self.optimizer.lr,
+                        "grad_norm": result.grad_norm,
+                    }
+                    better = False
+                    if self.eval_data is not None and (step % config.eval_interval == 0 or last):
+                        val_loss = self._evaluate(workers)
+                        record["val_loss"] = val_loss
+                        better = val_loss < self._best
+                        self._best = min(val_loss, self._best)
+                        self._bad_evaluations = 0 if better else self._bad_evaluations + 1
+                    self._log(record, seconds)
+                    if self._stale():
+                        reason = "early stopping"
+                    elif interrupted.is_set() and not last:
+                        reason = "interrupted"
+                    if better or last or step % config.save_interval == 0 or reason != "finished":
+                        self._save(step, better)
+                    if reason != "finished":
+                        break
+            finally:
+                ended = TrainResult(step, result.loss, val_loss, None if math.isinf(self._best) else self._best, reason)
+                for callback in self.callbacks:
+                    callback.on_end(self, ended)
+        return ended
+
+    def _stale(self) -> bool:
+        """Whether the validation loss has not improved for as long as the config allows."""
+        return self._bad_evaluations >= (self.config.early_stopping_patience or math.inf)
+
+    def _batches(self, step: int) -> list[Batch]:
+        """The batches of one step, each with a number of its own."""
+        config = self.config
+        first = step * config.grad_accumulation_steps
+        return [
+            self.train_data.batch(config.seed, first + i, config.batch_size)
+            for i in range(config.grad_accumulation_steps)
+        ]
+
+    def _evaluate(self, workers: Workers) -> float:
+        assert self.eval_data is not None
+        batches = islice(self.eval_data.sequential(self.config.batch_size), self.config.eval_batches)
+        loss = evaluate(self.model, batches, workers)
+        if not math.isfinite(loss):
+            raise NonFiniteError("train", f"the validation loss is {loss}", LOWER_RATE)
+        return loss
+
+    def _log(self, record: dict[str, Any], seconds: float) -> None:
+        tokens = (
+            self.config.batch_size * self.config.grad_accumulation_steps * getattr(self.train_data, "block_size", 1)
+        )
+        timing = {"step": record["step"], "seconds": seconds, "tokens_per_second": tokens / seconds}
+        if self._run is not None:
+            LogFile(self._run.path / "metrics.jsonl").append(record)
+            LogFile(self._run.path / "timings.jsonl").append(timing)
+        for callback in self.callbacks:
+            callback.on_step(self, record, timing)
+
+    def _description(self) -> dict[str, Any]:
+        """What run.json says of this run: all that `resume` needs to build it again."""
+        return {
+            "model_type": type(self.model).__name__,
+            "model": asdict(self.model.config),
+            "train": {**asdict(self.config), "betas": list(self.config.betas)},
+            "data": getattr(self.train_data, "source", None),
+        }
+
+    def _create(self) -> int:
+        if self.config.out_dir is not None:
+            self._run = RunFolder.create(self.config.out_dir, self._description())
+            self._save(0, best=False)  # so that there is something to resume at any moment
+        return 0
+
+    def _save(self, step: int, best: bool) -> None:
+        if self._run is None:
+            return
+        arrays, numbers = self.optimizer.state()
+        state = {
+            "step": step,
+            "optimizer": numbers,
+            "best_val_loss": None if math.isinf(self._best) else self._best,
+            "bad_evaluations": self._bad_evaluations,
+        }
+        files = {
+            **self.model.files(),
+            "optimizer.safetensors": pack_arrays(arrays, {}),
+            "trainer.json": json_bytes("the state of the trainer", state, indent=2),
+        }
+        tokenizer = getattr(self.train_data, "tokenizer", None)
+        if tokenizer is not None:
+            files["tokenizer.json"] = json_bytes("the tokenizer", tokenizer.to_json(), indent=2)
+        LogFile(self._run.path / "metrics.jsonl").sync()
+        self._run.save(step, files, best=best)
+        for callback in self.callbacks:
+            callback.on_save(self, step)
+
+    def _resume(self) -> int:
+        """Restore weights, optimizer and counters from the last checkpoint; returns its step."""
+        if self.config.out_dir is None:
+            raise ConfigError("resume", "the config has no out_dir, expected the folder of a run", "Set out_dir")
+        self._run = RunFolder.open(self.config.out_dir)
+        self._check_same(self._run.description)
+        checkpoint = self._run.load("last")
+        weights, dtype = read_weights(checkpoint.folder / "model.safetensors")
+        if dtype != self.optimizer.flat.data.dtype:
+            raise ConfigError(
+                "resume",
+                f"the run was saved in {dtype}, the model is {self.optimizer.flat.data.dtype}",
+                "Convert it",
+            )
+        self.model.load_state_dict(weights)
+        state = read_json(checkpoint.folder / "trainer.json", "the state of the trainer")
+        arrays, _ = unpack_arrays(checkpoint.folder / "optimizer.safetensors")
+        self.optimizer.load_state(arrays, state["optimizer"])
+        self._best = math.inf if state["best_val_loss"] is None else state["best_val_loss"]
+        self._bad_evaluations = state["bad_evaluations"]
+        for name in ("metrics.jsonl", "timings.jsonl"):
+            LogFile(self._run.path / name).cut_back(checkpoint.step)
+        return checkpoint.step
+
+    def _check_same(self, saved: dict[str, Any]) -> None:
+        """`ConfigError` if model, data or a setting that decides the numbers differs from the saved run."""
+        own = self._description()
+        for part in ("model_type", "model", "data"):
+            if saved[part] != own[part]:
+                raise ConfigError(
+                    "resume",
+                    f"the {part.replace('_', ' ')} is not that of the run: saved {saved[part]}, now {own[part]}",
+                    "Resume with what the run was started with",
+                )
+        changed = [
+            f"{name} (saved {saved['train'].get(name)!r}, now {value!r})"
+            for name, value in own["train"].items()
+            if name not in _MAY_CHANGE and saved["train"].get(name) != value
+        ]
+        if changed:
+            raise ConfigError(
+                "resume",
+                f"the settings are not those of the run: {', '.join(changed)}",
+                "Resume with the same ones",
+            )
+
+
+@contextmanager
+def _interrupts() -> Iterator[threading.Event]:
+    """An event that Ctrl-C sets; a second Ctrl-C interrupts as usual. Only the main thread gets signals."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def handle(number: int, frame: Any) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, before)
