@@ -8,6 +8,7 @@ draw MathML themselves. A formula the converter does not know is a warning, and 
 from __future__ import annotations
 
 import html
+import re
 from typing import TYPE_CHECKING
 
 from docutils import nodes
@@ -71,5 +72,16 @@ def visit_math_block(self: HTML5Translator, node: nodes.math_block) -> None:
     raise nodes.SkipNode
 
 
+def docstring(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+    """Our docstrings are plain text with `code` in it: tell reStructuredText so, which reads more into them."""
+    for number, line in enumerate(lines):
+        parts = line.split("`")
+        for i, part in enumerate(parts):
+            # Between two backticks is code; elsewhere signs stand for themselves.
+            parts[i] = f"``{part}``\\ " if i % 2 and part else re.sub(r"([*|_\\])", r"\\\1", part)
+        lines[number] = "".join(parts)
+
+
 def setup(app: Sphinx) -> None:
     app.add_html_math_renderer("mathml", (visit_math, None), (visit_math_block, None))
+    app.connect("autodoc-process-docstring", docstring)

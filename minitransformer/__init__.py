@@ -3,7 +3,7 @@
 An autograd engine, hand-written layers, language models that train on a laptop, and gradient tests.
 """
 
-from minitransformer import data, functional, masks, nn, optim
+from minitransformer import data, errors, functional, masks, metrics, nn, optim
 from minitransformer.autograd import Parameter, Tensor, check_saved_arrays, grad, no_grad, tensor
 from minitransformer.functional import concat, einsum, matmul, maximum, minimum, split, stack, where
 from minitransformer.kernels import use_backend
@@ -26,6 +26,7 @@ __all__ = [
     "concat",
     "data",
     "einsum",
+    "errors",
     "from_pretrained",
     "functional",
     "grad",
@@ -33,6 +34,7 @@ __all__ = [
     "masks",
     "matmul",
     "maximum",
+    "metrics",
     "minimum",
     "nn",
     "no_grad",

@@ -65,10 +65,10 @@ def as_array(op: str, x: Any) -> Any:
     """
     if isinstance(x, Tensor):
         return x._data
+    if isinstance(x, np.generic) and x.dtype.kind in "biufc":  # first: np.float64 is also a Python float
+        return x.item()
     if x is None or isinstance(x, (bool, int, float, complex)):
         return x
-    if isinstance(x, np.generic) and x.dtype.kind in "biufc":
-        return x.item()
     if isinstance(x, (list, tuple)):
         x = np.asarray([as_array(op, item) for item in x])
     if isinstance(x, np.ma.MaskedArray):
@@ -348,13 +348,22 @@ def _operator(name: str, swap: bool = False) -> Callable[[Any, Any], Any]:
     return method
 
 
-def _comparison(name: str) -> Callable[[Any, Any], Any]:
-    function = getattr(operator, name)
+def _compare(name: str, a: Any, b: Any) -> Any:
+    try:
+        return getattr(operator, name)(a, b)
+    except ValueError:
+        raise ShapeError(
+            name.strip("_"),
+            f"shapes {np.shape(a)} and {np.shape(b)} do not broadcast",
+            "Compared from the right, sizes must be equal or 1",
+        ) from None
 
+
+def _comparison(name: str) -> Callable[[Any, Any], Any]:
     def method(self: Tensor, other: Any) -> Any:
         if other is None or isinstance(other, str):
             return NotImplemented
-        return Tensor(function(self._data, as_array(name, other)))
+        return Tensor(_compare(name, self._data, as_array(name, other)))
 
     return method
 
@@ -476,6 +485,7 @@ class Tensor:
             raise DTypeError(
                 "to", f"{target!r} is neither a device nor a dtype", "Pass 'cpu', 'float32' or 'float64'"
             ) from None
+        _check_dtype("to", dtype)
         return self if dtype == self.dtype else OPS["cast"](self, dtype=dtype)
 
     def backward(self, gradient: Any = None, retain_graph: bool = False) -> None:
@@ -503,7 +513,7 @@ class Tensor:
             )
         if name in OPS:
             return OPS[name](*inputs)
-        return Tensor(getattr(operator, name)(*(as_array(name, x) for x in inputs)))
+        return Tensor(_compare(name, *(as_array(name, x) for x in inputs)))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.array(self._data, dtype=dtype, copy=copy)
@@ -676,6 +686,11 @@ class Parameter(Tensor):
         self._version[0] += 1
 
 
+def _check_dtype(op: str, dtype: np.dtype) -> None:
+    if dtype.char not in _DTYPES:
+        raise DTypeError(op, f"dtype {dtype} is not supported", "Use float32, float64, an integer type or bool")
+
+
 def check_device(op: str, device: str | None) -> None:
     """`DeviceError` unless `device` is one this version has."""
     if device not in (None, "cpu"):
@@ -704,8 +719,7 @@ def tensor(data: Any, dtype: Any = None, requires_grad: bool = False, device: st
         raise DTypeError("tensor", f"got data of dtype {array.dtype}, expected numbers", "Encode it as numbers first")
     keeps_kind = array.dtype.kind != "f" or (array.dtype.char == "d" and hasattr(data, "__array__"))
     target = np.dtype(dtype) if dtype is not None else array.dtype if keeps_kind else np.dtype(np.float32)
-    if target.char not in _DTYPES:
-        raise DTypeError("tensor", f"dtype {target} is not supported", "Use float32, float64, an integer type or bool")
+    _check_dtype("tensor", target)
     return Tensor(array.astype(target.newbyteorder("="), copy=False), requires_grad)
 
 

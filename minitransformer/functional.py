@@ -122,6 +122,8 @@ def scaled_dot_product_attention(
     B, H, T, _ = q.shape
     mask, additive = split_mask(op, _plain(attn_mask), B, H, T, k.shape[2])
     bias = attn_mask if additive is not None else None  # a Tensor keeps its gradient
+    if mask is not None and isinstance(attn_mask, Tensor):
+        mask = mask.copy()  # backward needs it as it was, and a static argument has no version
     problem = problem._replace(mask=mask, dropout_key=random.next_key(dropout_site) if dropout_p else None)
     out, lse = OPS["attention"](query, key, value, bias, problem=problem)
     results = [out]

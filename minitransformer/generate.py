@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
+from numbers import Integral, Real
 from typing import Any, Protocol
 
 import numpy as np
@@ -56,15 +58,18 @@ def generate(
     Past block_size, models with learned or sinusoidal positions re-read the last block_size tokens for
     every new one (a warning says so once); others slide. Raises ConfigError for settings out of range.
     """
-    ids = _check(input_ids, attention_mask, max_new_tokens, do_sample, temperature, top_k, top_p, min_p)
-    if not (isinstance(repetition_penalty, (int, float)) and 0 < repetition_penalty < math.inf):
-        raise ConfigError(
-            "generate",
-            f"repetition_penalty is {repetition_penalty!r}, expected a positive number",
-            "1 turns it off",
-        )
+    _check_settings(
+        do_sample,
+        max_new_tokens=max_new_tokens,
+        repetition_penalty=repetition_penalty,
+        eos_token_id=eos_token_id,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+    )
+    ids, real = _check_prompt(input_ids, attention_mask)
     B, T = ids.shape
-    real = np.ones((B, T), bool) if attention_mask is None else np.asarray(as_array("generate", attention_mask)) != 0
     seed = int(random.generator().integers(2**63)) if seed is None else random.check_seed("generate", seed)
     done = np.zeros(B, bool)
     stepper = _Stepper(model, B, T + max_new_tokens, use_cache)
@@ -130,16 +135,35 @@ class _Stepper:
         return out.logits.data[:, -1]
 
 
-def _check(
-    input_ids: Any,
-    attention_mask: Any,
-    max_new_tokens: int,
-    do_sample: bool,
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
-    min_p: float | None,
-) -> np.ndarray:
+_POSITIVE = (Real, lambda x: 0 < x < math.inf, "a positive number")
+_OFF = "None turns it off"
+_SAMPLING: dict[str, tuple[type, Callable[[Any], bool], str, str]] = {
+    "temperature": (*_POSITIVE, "do_sample=False takes the likeliest token"),
+    "top_k": (Integral, lambda k: k >= 1, "an integer of at least 1", _OFF),
+    "top_p": (Real, lambda p: 0 < p <= 1, "a number above 0 and at most 1", _OFF),
+    "min_p": (Real, lambda p: 0 <= p <= 1, "a number from 0 to 1", _OFF),
+}
+_SETTINGS = {
+    "max_new_tokens": (Integral, lambda n: n >= 0, "an integer of at least 0", "Pass such a number"),
+    "repetition_penalty": (*_POSITIVE, "1 turns it off"),
+    "eos_token_id": (Integral, lambda i: i >= 0, "a token id", _OFF),
+    **_SAMPLING,
+}
+
+
+def _check_settings(do_sample: bool, **settings: Any) -> None:
+    for name, value in settings.items():
+        kind, fine, expected, way_out = _SETTINGS[name]
+        if value is None and way_out == _OFF:
+            continue
+        if isinstance(value, bool) or not isinstance(value, kind) or not fine(value):
+            raise ConfigError("generate", f"{name} is {value!r}, expected {expected}", way_out)
+        if not do_sample and name in _SAMPLING and value != 1:
+            raise ConfigError("generate", f"{name} is {value!r} but nothing is sampled", "Pass do_sample=True")
+
+
+def _check_prompt(input_ids: Any, attention_mask: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The ids (B, T) as int64, and which of them are real tokens, bool (B, T)."""
     ids = np.asarray(as_array("generate", input_ids))
     if ids.dtype.kind not in "iu":
         raise DTypeError("generate", f"input_ids have dtype {ids.dtype}, expected integers", "Encode the prompt")
@@ -147,41 +171,20 @@ def _check(
         raise ShapeError(
             "generate",
             f"input_ids have shape {ids.shape}, expected (batch, length) with at least one token",
-            "Add a batch axis: ids[None]",
+            "Add a batch axis: ids[None]" if ids.ndim == 1 else "Begin each row with a token",
         )
-    if attention_mask is not None:
-        mask = np.asarray(as_array("generate", attention_mask))
-        if mask.shape != ids.shape or not np.isin(mask, (0, 1)).all():
-            raise ShapeError(
-                "generate",
-                f"attention_mask has shape {mask.shape}, expected {ids.shape} with 1 for real tokens, 0 for padding",
-                "Pad prompts on the left and mark the padding with 0",
-            )
-        if not (mask[:, -1] != 0).all():
-            raise ConfigError("generate", "a row ends with padding", "Pad prompts on the left")
-    if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, (int, np.integer)) or max_new_tokens < 0:
-        raise ConfigError(
+    if attention_mask is None:
+        return ids.astype(np.int64), np.ones(ids.shape, bool)
+    mask = np.asarray(as_array("generate", attention_mask))
+    if mask.shape != ids.shape or not np.isin(mask, (0, 1)).all():
+        raise ShapeError(
             "generate",
-            f"max_new_tokens is {max_new_tokens!r}, expected an integer of at least 0",
-            "Pass such a number",
+            f"attention_mask has shape {mask.shape}, expected {ids.shape} with 1 for real tokens, 0 for padding",
+            "Pad prompts on the left and mark the padding with 0",
         )
-    ranges = {
-        "temperature": (
-            temperature,
-            temperature is not None and 0 < temperature < math.inf,
-            "a positive number",
-        ),
-        "top_k": (top_k, top_k is None or top_k >= 1, "at least 1"),
-        "top_p": (top_p, top_p is None or 0 < top_p <= 1, "above 0 and at most 1"),
-        "min_p": (min_p, min_p is None or 0 <= min_p <= 1, "from 0 to 1"),
-    }
-    for name, (value, fine, expected) in ranges.items():
-        if not fine:
-            way_out = "do_sample=False takes the likeliest token" if name == "temperature" else "None turns it off"
-            raise ConfigError("generate", f"{name} is {value!r}, expected {expected}", way_out)
-        if not do_sample and value not in (None, 1.0):
-            raise ConfigError("generate", f"{name} is {value!r} but nothing is sampled", "Pass do_sample=True")
-    return ids.astype(np.int64)
+    if not (mask[:, -1] != 0).all():
+        raise ConfigError("generate", "a row ends with padding", "Pad prompts on the left")
+    return ids.astype(np.int64), mask != 0
 
 
 def _penalise(logits: np.ndarray, ids: np.ndarray, real: np.ndarray, penalty: float) -> None:
@@ -203,8 +206,9 @@ def _sample(
     """One token per row (B,), by inverting the distribution function at a uniform number."""
     B, V = logits.shape
     order = np.argsort(-logits, axis=-1, kind="stable")  # likeliest first; ties by id
-    ranked = np.take_along_axis(logits, order, axis=-1) / temperature
-    p = np.exp(ranked - ranked[:, :1])
+    ranked = np.take_along_axis(logits, order, axis=-1)
+    with np.errstate(over="ignore"):  # towards temperature 0 all but the likeliest reach -inf
+        p = np.exp((ranked - ranked[:, :1]) / temperature)
     p /= p.sum(axis=-1, keepdims=True)
     keep = np.ones((B, V), bool)
     if top_k is not None:

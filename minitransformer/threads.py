@@ -182,7 +182,7 @@ class Workers:
     def close(self) -> None:
         """Wait for the tasks handed out already, and end all threads; `run` is refused from now on."""
         self._closed = True
-        if self._executor is not None and self._owner == os.getpid():
+        if self._executor is not None:
             self._executor.shutdown(wait=True)
         self._executor = None
 
@@ -220,7 +220,6 @@ class Workers:
                 if not window:
                     return
                 wait([window[0]])  # while it is still in the window, so that an interrupt finds it there
-                self._refuse_if_closed()
                 # Popped in the expression: no name here keeps the result alive in the caller's hands.
                 yield window.popleft().result()
         finally:

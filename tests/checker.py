@@ -35,9 +35,7 @@ class Case(NamedTuple):
 
 def case(*inputs: Any, on_complex: dict[str, Any] | None = None, empty: bool = False, **static: Any) -> Case:
     """Float arrays are rounded to float32 values, so that the runs in both precisions see the same numbers."""
-    rounded = tuple(
-        x.astype(np.float32).astype(np.float64) if _is_float(x) else x for x in inputs
-    )
+    rounded = tuple(x.astype(np.float32).astype(np.float64) if _is_float(x) else x for x in inputs)
     return Case(rounded, static, on_complex or {}, empty)
 
 
@@ -61,9 +59,7 @@ class Run:
         self.inputs = tuple(_locked(x) for x in given.inputs)
         self.outs, self.saved = forward(name, self.inputs, self.static)
         rng = np.random.default_rng(7)
-        self.douts = tuple(
-            _locked(rng.standard_normal(o.shape).astype(np.float32).astype(o.dtype)) for o in self.outs
-        )
+        self.douts = tuple(_locked(rng.standard_normal(o.shape).astype(np.float32).astype(o.dtype)) for o in self.outs)
         self.gradients = backward(name, self.douts, self.saved)
         self.wanted = [i for i, x in enumerate(self.inputs) if _is_float(x) and i < len(self.gradients)]
         self.rng = rng

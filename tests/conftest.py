@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import threadpoolctl  # noqa: F401  (sets an environment variable when first imported: not in the middle of a test)
 from hypothesis import HealthCheck, register_random, settings
 
 from minitransformer.autograd import OPS

@@ -264,6 +264,19 @@ def test_a_fault_while_writing_or_cutting_a_file_leaves_old_or_new(tmp_path: Pat
             assert {p.name for p in root.iterdir()} == {"file", "log"}
 
 
+def test_what_was_saved_survives_a_loss_of_power_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "runs" / "of-today" / "run"
+    with monkeypatch.context() as patch:
+        disk = Disk(patch, tmp_path)
+        run = RunFolder.create(path, {"seed": 1})
+        disk.lose_power(tmp_path, LOSSES["everything"])
+        assert RunFolder.open(path).description == {"seed": 1}
+        run.save(1, {"model": b"one"}, best=True)
+        disk.lose_power(tmp_path, LOSSES["everything"])
+    disk.forget(lambda inode: True)
+    assert contents(run, "last") == contents(run, "best") == (1, {"model": b"one"})
+
+
 def test_a_synced_log_survives_a_loss_of_power(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "run").mkdir()
     log = LogFile(tmp_path / "run" / "log")
@@ -272,6 +285,7 @@ def test_a_synced_log_survives_a_loss_of_power(tmp_path: Path, monkeypatch: pyte
         log.append({"step": 1})
         log.sync()
     disk.lose_power(tmp_path, LOSSES["everything"])
+    disk.forget(lambda inode: True)
     assert log.path.read_bytes() == b'{"step": 1}\n'
 
 

@@ -47,6 +47,9 @@ def complaints(pages: Collection[str], ops: Collection[str]) -> list[str]:
     return [*found, *(f"{name} has no derivation" for name in ops if name not in seen)]
 
 
+HELPERS = code((FOLDER / "index.md").read_text(encoding="utf-8"))[0]  # sum_to
+
+
 def compare(name: str, formula: str, problem: Inputs, rng: np.random.Generator) -> None:
     """Run a formula on a problem, and hold the output and every gradient against the op's own."""
     op, (inputs, settings) = OPS[name], problem
@@ -58,7 +61,7 @@ def compare(name: str, formula: str, problem: Inputs, rng: np.random.Generator) 
         call.apply_defaults()
         results: dict[str, Any] = {"np": np, **call.arguments}
         results.update({"douts": douts} if op.many else {"dout": douts[0]})
-        exec(code((FOLDER / "index.md").read_text(encoding="utf-8"))[0], results)
+        exec(HELPERS, results)
         exec(formula, results)
 
     expected = {"outs" if op.many else "out": out}
@@ -77,12 +80,12 @@ def compare(name: str, formula: str, problem: Inputs, rng: np.random.Generator) 
             np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12, strict=True, err_msg=where)
 
 
-def pages() -> list[str]:
-    return [path.read_text(encoding="utf-8") for path in sorted(FOLDER.glob("*.md"))]
+PAGES = [path.read_text(encoding="utf-8") for path in sorted(FOLDER.glob("*.md"))]
+SECTIONS = dict(pair for page in PAGES for pair in sections(page))
 
 
 def test_every_op_has_its_derivation_and_its_problem() -> None:
-    assert complaints(pages(), OPS) == []
+    assert complaints(PAGES, OPS) == []
     assert PROBLEMS.keys() == OPS.keys()
 
 
@@ -90,8 +93,7 @@ def test_every_op_has_its_derivation_and_its_problem() -> None:
 @given(seed=st.integers(0, 2**32 - 1))
 def test_formula_agrees_with_op(name: str, seed: int) -> None:
     rng = np.random.default_rng(seed)
-    formula = dict(pair for page in pages() for pair in sections(page))[name]
-    compare(name, code(formula)[0], PROBLEMS[name](rng), rng)
+    compare(name, code(SECTIONS[name])[0], PROBLEMS[name](rng), rng)
 
 
 RIGHT = "(op-exp)=\n## Exponential\n\n```python\nout = np.exp(x)\ndx = dout * out\n```\n"

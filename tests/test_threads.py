@@ -212,12 +212,16 @@ def test_a_child_does_not_wait_for_users_that_it_does_not_have() -> None:
     program = """
 inside, leave = threading.Event(), threading.Event()
 
+block = single_threaded_blas()
+
 def other():
-    with single_threaded_blas():
+    with block:
         inside.set()
         leave.wait()
 
 def act():
+    check(3)
+    block.__exit__(None, None, None)  # as a finalizer might
     check(3)
     with single_threaded_blas():
         check(1)
@@ -253,6 +257,36 @@ in_child(act)
 check(1)
 block.__exit__(None, None, None)
 check(3)
+"""
+    run_python(FORK + program)
+
+
+@needs_fork
+def test_a_fork_waits_until_an_entry_is_complete() -> None:
+    program = """
+import threadpoolctl
+midway, never = threading.Event(), threading.Event()
+
+def slow_limits(**kwargs):
+    handle = threadpool_limits(**kwargs)
+    midway.set()
+    never.wait(0.2)
+    return handle
+
+def other():
+    with single_threaded_blas():
+        never.wait()
+
+def act():
+    check(3)
+    with single_threaded_blas():
+        check(1)
+    check(3)
+
+threadpoolctl.threadpool_limits = slow_limits
+threading.Thread(target=other, daemon=True).start()
+midway.wait()
+in_child(act)
 """
     run_python(FORK + program)
 

@@ -185,7 +185,11 @@ def test_a_caller_who_stops_early_leaves_nothing_running() -> None:
 
 
 def test_an_interrupted_caller_leaves_nothing_running() -> None:
-    pair = Pair(lambda: signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT))
+    def interrupt_and_go_on() -> None:
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        threading.Event().wait(0.2)  # time for a caller who does not wait to be seen
+
+    pair = Pair(interrupt_and_go_on)
     with Workers(2) as workers:
         results = workers.run(pair.tasks)
         assert next(results) == 0

@@ -59,12 +59,12 @@ class GPTConfig:
     tie_weights: bool = True
 
     def __post_init__(self) -> None:
-        names = ("vocab_size", "block_size", "n_layer", "n_head", "n_embd")
-        check_size("GPTConfig", **{name: getattr(self, name) for name in names})
-        for name in ("n_kv_head", "n_inner", "window"):
-            if getattr(self, name) is not None:
+        sizes = ("vocab_size", "block_size", "n_layer", "n_head", "n_embd")
+        for name in (*sizes, "n_kv_head", "n_inner", "window"):
+            if name in sizes or getattr(self, name) is not None:
                 check_size("GPTConfig", **{name: getattr(self, name)})
-        check_rate("GPTConfig", self.dropout)
+                object.__setattr__(self, name, int(getattr(self, name)))  # a NumPy integer has no JSON
+        object.__setattr__(self, "dropout", check_rate("GPTConfig", self.dropout))
         for name in ("bias", "tie_weights"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError("GPTConfig", f"{name} is {getattr(self, name)!r}, expected a bool", "Pass a bool")

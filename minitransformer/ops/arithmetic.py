@@ -42,7 +42,7 @@ class Cast(NamedTuple):
 
 
 def shapes_of(a: Any, b: Any) -> Shapes:
-    return Shapes(*(x.shape if isinstance(x, np.ndarray) else None for x in (a, b)))
+    return Shapes(a.shape if isinstance(a, np.ndarray) else None, b.shape if isinstance(b, np.ndarray) else None)
 
 
 def sum_to(gradient: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -128,7 +128,7 @@ def power_backward(dout: np.ndarray, saved: Pair) -> tuple[np.ndarray | None, ..
     da = db = None
     if shapes.a is not None:
         # 0 where b is 0, also at a = 0, where b * a^(b-1) would be 0 * inf
-        slope = np.where(np.equal(b, 0), 0, b * np.power(a, b - 1.0))
+        slope = np.where(np.equal(b, 0), 0, b * np.power(a, b - 1))
         da = sum_to(dout * slope, shapes.a)
     if shapes.b is not None:
         # 0 at a = 0, where the limit of a^b log(a) is 0 for b > 0

@@ -192,7 +192,7 @@ def make_problem(
         raise ConfigError(op, "key_lengths and cu_seqlens exclude each other", "A packed batch has no padding")
     slopes = None
     if alibi_slopes is not None:
-        slopes = np.asarray(alibi_slopes, np.float64)
+        slopes = np.array(alibi_slopes, np.float64)
         if slopes.shape != (H,):
             raise ShapeError(op, f"alibi_slopes has shape {slopes.shape}, expected ({H},)", "Give one slope per head")
     positional = is_causal or window != (None, None) or slopes is not None

@@ -169,7 +169,8 @@ def split_backward(douts: tuple[np.ndarray, ...], saved: Pieces) -> tuple[np.nda
 
 def where_forward(a: Any, b: Any, condition: np.ndarray) -> tuple[np.ndarray, Choice]:
     """`a` where `condition`, else `b`; the branch not taken gets gradient 0, even if it is NaN there."""
-    if not isinstance(condition, np.ndarray) or condition.dtype != np.bool_:
+    condition = np.asarray(condition)  # a comparison of 0-d arrays gives one bool
+    if condition.dtype != np.bool_:
         raise DTypeError("where", "the condition is not a bool array", "Compare first: mt.where(t > 0, a, b)")
     try:
         np.broadcast_shapes(condition.shape, np.shape(a), np.shape(b))

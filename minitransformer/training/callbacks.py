@@ -14,7 +14,11 @@ from minitransformer.training.config import TrainConfig
 
 @dataclass(frozen=True)
 class TrainResult:
-    """How a run ended: after how many `steps`, and why ("finished", "interrupted", "early stopping")."""
+    """How a run ended: after how many `steps`, and why.
+
+    `reason` is "finished", "interrupted", "early stopping", or, for callbacks only, "failed": `train` then
+    raises the error.
+    """
 
     steps: int
     loss: float

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 from typing import Any
 
 from minitransformer.autograd import check_device
 from minitransformer.errors import ConfigError
 from minitransformer.optim import schedules
+from minitransformer.random import check_seed
 
 _CHOICES = {
     "schedule": ("cosine", "linear", "constant", "noam", "warmup_stable_decay"),
@@ -21,9 +23,10 @@ class TrainConfig:
     """Settings of `Trainer`; the defaults are nanoGPT's recipe for a CPU.
 
     Batches, dropout and so the trained bits are a function of `seed` and `shards`, not of `threads`.
-    `out_dir=None` saves nothing. Intervals count steps. `betas` are those of Adam; SGD takes the first as
-    its momentum. `weight_decay` and `l1` act on weights with two or more dimensions. `threads=None` takes
-    `mt.set_num_threads`, or all cores. Raises `ConfigError` for values that make no sense.
+    `out_dir` is any path, kept as a string; None saves nothing. Intervals count steps. `betas` are those of
+    Adam; SGD takes the first as its momentum. `weight_decay` and `l1` act on weights with two or more
+    dimensions. `threads=None` takes `mt.set_num_threads`, or all cores. Raises `ConfigError` for values that
+    make no sense.
     """
 
     out_dir: str | None = None
@@ -51,6 +54,12 @@ class TrainConfig:
     progress: bool = True
 
     def __post_init__(self) -> None:
+        if self.out_dir is not None:
+            if not isinstance(self.out_dir, (str, os.PathLike)):
+                raise ConfigError("TrainConfig", f"out_dir is {self.out_dir!r}, expected a path", "Name a folder")
+            object.__setattr__(self, "out_dir", os.fspath(self.out_dir))
+        if not isinstance(self.progress, bool):
+            raise ConfigError("TrainConfig", f"progress is {self.progress!r}, expected a bool", "Pass a bool")
         for name in (
             "batch_size",
             "grad_accumulation_steps",
@@ -59,8 +68,9 @@ class TrainConfig:
             "save_interval",
         ):
             self._whole(name, 1)
-        for name, least in (("max_steps", 0), ("warmup_steps", 0), ("seed", 0), ("shards", 1)):
+        for name, least in (("max_steps", 0), ("warmup_steps", 0), ("shards", 1)):
             self._whole(name, least)
+        object.__setattr__(self, "seed", check_seed("TrainConfig", self.seed))
         for name in ("early_stopping_patience", "threads"):
             if getattr(self, name) is not None:
                 self._whole(name, 1)
@@ -73,9 +83,9 @@ class TrainConfig:
             "label_smoothing",
         ):
             self._number(name, getattr(self, name))
-        object.__setattr__(self, "betas", tuple(self.betas))
-        if len(self.betas) != 2:
+        if not isinstance(self.betas, (tuple, list)) or len(self.betas) != 2:
             raise ConfigError("TrainConfig", f"betas is {self.betas!r}, expected two numbers", "Pass (0.9, 0.99)")
+        object.__setattr__(self, "betas", tuple(self.betas))
         for beta in self.betas:
             self._number("betas", beta, below=1)
         self._number("label_smoothing", self.label_smoothing, below=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import signal
 import threading
@@ -11,6 +12,8 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import islice
 from typing import Any, Protocol
+
+import numpy as np
 
 from minitransformer.checkpoint import RunFolder, pack_arrays, unpack_arrays
 from minitransformer.errors import ConfigError, NonFiniteError
@@ -61,21 +64,24 @@ class Trainer:
         """Train until `max_steps`, from the start or, with `resume`, from the last checkpoint of `out_dir`.
 
         Ctrl-C finishes the step, saves and returns; a second one stops at once. Raises `NonFiniteError` at
-        the first loss or gradient that is not finite (the last checkpoint is kept), `CheckpointError` for a
-        folder that already holds a run, or holds none to resume, `ConfigError` for a changed config.
+        the first loss, gradient or parameter to save that is not finite (the last checkpoint is kept),
+        `CheckpointError` for a folder that already holds a run, or holds none to resume, `ConfigError` for a
+        changed config.
         """
         config = self.config
         first = self._resume() if resume else self._create()
         self.model.train()
         threads = config.threads or get_num_threads()
         result, val_loss, step = StepResult(math.nan, math.nan), None, first
-        reason = "early stopping" if self._stale() else "finished"
+        reason, stopped = "failed", "early stopping" if self._stale() else None
         with single_threaded_blas(), Workers(threads) as workers, _interrupts() as interrupted:
             train_step = TrainStep(self.model, self.optimizer, config, workers)
             for callback in self.callbacks:
                 callback.on_start(self, first)
             try:
-                for index in range(first, config.max_steps if reason == "finished" else first):
+                if not resume:
+                    self._save(0, best=False)  # so that there is something to resume at any moment
+                for index in range(first, first if stopped else config.max_steps):
                     started = time.perf_counter()
                     result = train_step(self._batches(index), index)
                     seconds = time.perf_counter() - started
@@ -96,13 +102,14 @@ class Trainer:
                         self._bad_evaluations = 0 if better else self._bad_evaluations + 1
                     self._log(record, seconds)
                     if self._stale():
-                        reason = "early stopping"
+                        stopped = "early stopping"
                     elif interrupted.is_set() and not last:
-                        reason = "interrupted"
-                    if better or last or step % config.save_interval == 0 or reason != "finished":
+                        stopped = "interrupted"
+                    if better or last or step % config.save_interval == 0 or stopped:
                         self._save(step, better)
-                    if reason != "finished":
+                    if stopped:
                         break
+                reason = stopped or "finished"
             finally:
                 ended = TrainResult(step, result.loss, val_loss, None if math.isinf(self._best) else self._best, reason)
                 for callback in self.callbacks:
@@ -143,22 +150,26 @@ class Trainer:
 
     def _description(self) -> dict[str, Any]:
         """What run.json says of this run: all that `resume` needs to build it again."""
-        return {
+        description = {
             "model_type": type(self.model).__name__,
             "model": asdict(self.model.config),
-            "train": {**asdict(self.config), "betas": list(self.config.betas)},
+            "train": asdict(self.config),
             "data": getattr(self.train_data, "source", None),
         }
+        # As it will be read back, since `resume` compares: tuples become lists.
+        return json.loads(json_bytes("the description of the run", description))
 
     def _create(self) -> int:
         if self.config.out_dir is not None:
             self._run = RunFolder.create(self.config.out_dir, self._description())
-            self._save(0, best=False)  # so that there is something to resume at any moment
         return 0
 
     def _save(self, step: int, best: bool) -> None:
         if self._run is None:
             return
+        for name, parameter in self.model.named_parameters():
+            if not np.isfinite(parameter.data).all():
+                raise NonFiniteError("train", f"the parameter {name} is not finite after step {step}", LOWER_RATE)
         arrays, numbers = self.optimizer.state()
         state = {
             "step": step,

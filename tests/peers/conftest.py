@@ -62,6 +62,4 @@ def _close(what: str, actual: np.ndarray, expected: np.ndarray, tolerance: float
     assert actual.shape == expected.shape, f"{what}: {actual.shape} is not {expected.shape}"
     assert actual.dtype == expected.dtype, f"{what}: {actual.dtype} is not {expected.dtype}"
     scale = np.max(np.abs(expected), initial=1.0, where=np.isfinite(expected))
-    np.testing.assert_allclose(
-        actual, expected, rtol=0, atol=tolerance * scale, equal_nan=False, err_msg=what
-    )
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * scale, equal_nan=False, err_msg=what)

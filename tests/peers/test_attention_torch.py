@@ -96,12 +96,12 @@ def test_sdpa_with_a_mask_of_any_broadcast_shape(
     inputs = (*case.qkv(), mask)
     if kind == "float without gradient":
         inputs = inputs[:3]
+    theirs = torch.nn.functional.scaled_dot_product_attention
+    fixed = torch.from_numpy(mask)
     options = {"scale": scale, "enable_gqa": True}
     (out,) = parity(
         lambda q, k, v, m=mask: F.scaled_dot_product_attention(q, k, v, m, **options),
-        lambda q, k, v, m=torch.from_numpy(mask): torch.nn.functional.scaled_dot_product_attention(
-            q, k, v, m, **options
-        ),
+        lambda q, k, v, m=fixed: theirs(q, k, v, m, **options),
         *inputs,
     )
     empty = ~np.broadcast_to(may, sizes).any(axis=-1)
@@ -222,9 +222,7 @@ def test_flex_attention_forward(flex: Any, torch: Any, score_mod: str, mask_mod:
     other = mask and flex.create_block_mask(mask, B, H, T, S, device="cpu")
     out, lse = F.flex_attention(*arrays, score, own, enable_gqa=True, need_lse=True)
     tensors = [torch.from_numpy(a) for a in arrays]
-    expected, aux = flex.flex_attention(
-        *tensors, score, other, enable_gqa=True, return_aux=flex.AuxRequest(lse=True)
-    )
+    expected, aux = flex.flex_attention(*tensors, score, other, enable_gqa=True, return_aux=flex.AuxRequest(lse=True))
     np.testing.assert_allclose(out.numpy(), expected.numpy(), rtol=0, atol=1e-12)
     np.testing.assert_allclose(lse.numpy(), aux.lse.numpy(), rtol=0, atol=1e-12)
 

@@ -27,15 +27,13 @@ def normal(seed: int, *shapes: tuple[int, ...], spread: float = 1.0) -> list[np.
     return [rng.standard_normal(shape) * spread for shape in shapes]
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["relu", "silu", "sigmoid", "tanh", "gelu", "gelu_tanh", "swiglu"]
-    + ["exp", "log", "sqrt", "sin", "cos", "abs"],
-)
+ELEMENTWISE = ["relu", "silu", "sigmoid", "tanh", "gelu", "gelu_tanh", "swiglu"]
+ELEMENTWISE += ["exp", "log", "sqrt", "sin", "cos", "abs"]
+
+
+@pytest.mark.parametrize("name", ELEMENTWISE)
 @given(shape=shapes, seed=seeds, spread=st.sampled_from([1.0, 1e-4, 8.0]))
-def test_elementwise(
-    torch: Any, parity: Parity, name: str, shape: tuple[int, ...], seed: int, spread: float
-) -> None:
+def test_elementwise(torch: Any, parity: Parity, name: str, shape: tuple[int, ...], seed: int, spread: float) -> None:
     functions = {
         "gelu_tanh": (lambda x: F.gelu(x, "tanh"), lambda x: torch.nn.functional.gelu(x, approximate="tanh")),
         "swiglu": (F.swiglu, lambda gate, up: torch.nn.functional.silu(gate) * up),
@@ -182,9 +180,7 @@ def test_cross_entropy(
         return
 
     def theirs(x: Any) -> Any:
-        flat = torch.nn.functional.cross_entropy(
-            x.reshape(-1, V), torch.from_numpy(targets.reshape(-1)), **options
-        )
+        flat = torch.nn.functional.cross_entropy(x.reshape(-1, V), torch.from_numpy(targets.reshape(-1)), **options)
         return flat.reshape(leading) if reduction == "none" else flat
 
     parity(lambda x: F.cross_entropy(x, targets, **options), theirs, logits)
@@ -232,9 +228,7 @@ def test_mse_loss(torch: Any, parity: Parity, shape: tuple[int, ...], seed: int,
 
 
 @given(shape=hnp.array_shapes(min_dims=0, max_dims=3, max_side=6), V=st.integers(1, 5), seed=seeds)
-def test_embedding_with_repeated_ids(
-    torch: Any, parity: Parity, shape: tuple[int, ...], V: int, seed: int
-) -> None:
+def test_embedding_with_repeated_ids(torch: Any, parity: Parity, shape: tuple[int, ...], V: int, seed: int) -> None:
     ids = np.asarray(np.random.default_rng(seed).integers(0, V, shape))
     chosen = torch.from_numpy(ids)
     parity(

@@ -109,7 +109,9 @@ def _weights(scores: np.ndarray, may: np.ndarray | None, lse: np.ndarray) -> np.
     """exp(score - lse), 0 where masked and in rows where lse is -inf."""
     weights = scores - np.where(np.isneginf(lse.real), lse.dtype.type(0), lse)[..., None]
     np.exp(weights, out=weights)
-    return weights if may is None else np.where(may, weights, weights.dtype.type(0))
+    if may is not None:
+        np.copyto(weights, 0, where=~may)
+    return weights
 
 
 def forward(
@@ -121,12 +123,11 @@ def forward(
     scores = _mod(_raw_scores(q, _repeat(k, H // K), problem), bias, problem)  # (B, H, T, S)
     may = allowed(problem, B, T, S)
     if may is not None:
-        scores = np.where(may, scores, scores.dtype.type(-np.inf))
+        np.copyto(scores, -np.inf, where=~may)
     top = scores.real.max(axis=-1, initial=-np.inf)  # (B, H, T)
     top = np.where(np.isneginf(top), top.dtype.type(0), top)  # an empty row: exp(-inf - 0) = 0
-    weights = np.exp(scores - top[..., None])
-    if may is not None:
-        weights[np.isneginf(scores.real)] = 0  # a complex -inf would leave NaN in the imaginary part
+    weights = scores - top[..., None]
+    np.exp(weights, out=weights)
     total = weights.sum(axis=-1)
     empty = total == 0
     total[empty] = 1

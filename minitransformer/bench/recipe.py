@@ -1,0 +1,103 @@
+"""What is measured: one training recipe, from which every process builds the same bits, and our side of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from typing import Any, NamedTuple, Protocol, SupportsFloat
+
+from minitransformer import random
+from minitransformer.data import TokenDataset, corpus, prepare
+from minitransformer.models import GPT, GPTConfig
+from minitransformer.threads import Workers
+from minitransformer.training import TrainConfig, TrainStep, make_optimizer
+from minitransformer.training.step import Batch
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A GPT-2 of this shape on the characters of `corpus`, trained as `train` says; the defaults are nanoGPT's.
+
+    `train.threads` is not read here: both sides use `threads.get_num_threads()`.
+    """
+
+    corpus: str = "python-docs"
+    n_layer: int = 4
+    n_head: int = 4
+    n_embd: int = 128
+    block_size: int = 64
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    @staticmethod
+    def from_dict(fields: dict[str, Any]) -> Recipe:
+        """The recipe that `to_dict` described."""
+        return Recipe(**{**fields, "train": TrainConfig(**fields["train"])})
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as JSON can hold it."""
+        return {**asdict(self), "train": {**asdict(self.train), "betas": list(self.train.betas)}}
+
+    def build(self) -> tuple[GPT, TokenDataset, TokenDataset]:
+        """The untrained model, the training and the validation data; the seed decides every number."""
+        train, validation = prepare(corpus(self.corpus), "char", self.block_size)
+        assert train.tokenizer is not None
+        config = GPTConfig(train.tokenizer.vocab_size, self.block_size, self.n_layer, self.n_head, self.n_embd)
+        random.manual_seed(self.train.seed)
+        return GPT(config), train, validation
+
+    def batches(self, data: TokenDataset, step: int) -> list[Batch]:
+        """The batches that `Trainer` takes for step `step`, from 0."""
+        first = step * self.train.grad_accumulation_steps
+        numbers = range(first, first + self.train.grad_accumulation_steps)
+        return [data.batch(self.train.seed, number, self.train.batch_size) for number in numbers]
+
+    def validation_batches(self, data: TokenDataset) -> Iterator[Batch]:
+        """The batches on which `Trainer` evaluates."""
+        return islice(data.sequential(self.train.batch_size), self.train.eval_batches)
+
+
+RECIPE = Recipe()
+
+
+class Block(NamedTuple):
+    """Some consecutive steps: the seconds each took, and the loss before each."""
+
+    seconds: list[float]
+    losses: list[float]
+
+
+class Side(Protocol):
+    """Whoever trains the recipe: this package in this process, or PyTorch in its own."""
+
+    def steps(self, first: int, count: int) -> Block: ...
+
+
+def time_steps(
+    step: Callable[[list[Batch], int], SupportsFloat], recipe: Recipe, data: TokenDataset, first: int, count: int
+) -> Block:
+    """Time `count` calls of `step(batches, index)` from index `first`; batches are drawn before the clock starts.
+
+    What `step` returns becomes a float after the last step, so that nobody waits for a loss in between.
+    """
+    drawn = [recipe.batches(data, index) for index in range(first, first + count)]
+    seconds: list[float] = []
+    losses: list[SupportsFloat] = []
+    for index, batches in enumerate(drawn, start=first):
+        started = time.perf_counter()
+        losses.append(step(batches, index))
+        seconds.append(time.perf_counter() - started)
+    return Block(seconds, [float(loss) for loss in losses])
+
+
+class Ours:
+    """This package's training step, called as `Trainer` calls it; hold `single_threaded_blas()` around it."""
+
+    def __init__(self, recipe: Recipe, workers: Workers) -> None:
+        self._recipe = recipe
+        self.model, self._data, _ = recipe.build()
+        self._step = TrainStep(self.model, make_optimizer(self.model, recipe.train), recipe.train, workers)
+
+    def steps(self, first: int, count: int) -> Block:
+        return time_steps(lambda b, index: self._step(b, index).loss, self._recipe, self._data, first, count)

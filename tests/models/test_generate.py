@@ -1,0 +1,433 @@
+"""Generation: the cache changes nothing, sampling follows its laws, and settings are checked."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from tiny import BLOCK, V, gpt, options, token_ids
+
+import minitransformer as mt
+from minitransformer.errors import ConfigError, DTypeError, RangeError, ShapeError
+from minitransformer.generate import generate
+
+TIGHT = {"rtol": 1e-12, "atol": 1e-12}
+SEEDS = st.integers(0, 2**32)
+ABSOLUTE = ("learned", "sinusoidal")
+
+
+def left_padded(B: int, T: int, seed: int) -> np.ndarray:
+    """A mask (B, T) with a drawn number of padding tokens in front of each row but the first."""
+    padding = np.random.default_rng(seed).integers(0, T, (B, 1))
+    padding[0] = 0
+    return np.arange(T) >= padding
+
+
+# --- the cache -------------------------------------------------------------------------------------------
+
+
+@given(chosen=options(), seed=SEEDS, padded=st.booleans(), data=st.data())
+def test_cached_logits_are_the_uncached_ones_however_the_tokens_are_fed(
+    chosen: dict[str, Any], seed: int, padded: bool, data: st.DataObject
+) -> None:
+    model = gpt(seed=seed, **chosen)
+    T = data.draw(st.integers(1, 3 * BLOCK if model.config.slides else BLOCK), label="T")
+    ids = token_ids(3, T, seed)
+    mask = left_padded(3, T, seed) if padded else np.ones((3, T), bool)
+    uncached = model(ids, attention_mask=mask if padded else None).logits.data
+    cache = model.make_cache(3, T)
+    with mt.no_grad():
+        while (past := cache.length) < T:
+            end = data.draw(st.integers(past + 1, min(T, past + BLOCK)), label="end of piece")
+            piece_mask = mask[:, :end] if padded else None
+            logits = model(ids[:, past:end], attention_mask=piece_mask, cache=cache).logits.data
+            real = mask[:, past:end]
+            np.testing.assert_allclose(logits[real], uncached[:, past:end][real], **TIGHT)
+    assert cache.length == T
+
+
+def test_a_sliding_cache_needs_no_more_than_twice_block_size() -> None:
+    assert gpt(positions="rope").make_cache(1, 1000).capacity == 2 * BLOCK
+    assert gpt().make_cache(1).capacity == BLOCK
+
+
+def quietly(model: mt.GPT, *args: Any, **kwargs: Any) -> np.ndarray:
+    """`generate`, whose warning about re-reading is tested elsewhere."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return model.generate(*args, **kwargs)
+
+
+@given(chosen=options(), seed=SEEDS, T=st.integers(1, 2 * BLOCK), padded=st.booleans(), do_sample=st.booleans())
+def test_tokens_are_the_same_with_and_without_cache_also_past_block_size(
+    chosen: dict[str, Any], seed: int, T: int, padded: bool, do_sample: bool
+) -> None:
+    model, ids = gpt(seed=seed, **chosen), token_ids(2, T, seed)
+    mask = left_padded(2, T, seed) if padded else None
+    kwargs = {"max_new_tokens": BLOCK + 3, "do_sample": do_sample, "attention_mask": mask, "seed": seed}
+    cached, uncached = (quietly(model, ids, use_cache=use, **kwargs) for use in (True, False))
+    assert cached.dtype == np.int64
+    np.testing.assert_array_equal(cached, uncached)
+    np.testing.assert_array_equal(cached[:, :T], ids)
+
+
+@given(chosen=options(), seed=SEEDS, T=st.integers(1, BLOCK + 4))
+def test_greedy_takes_the_likeliest_token_after_what_the_model_can_see(
+    chosen: dict[str, Any], seed: int, T: int
+) -> None:
+    model, ids = gpt(seed=seed, **chosen), token_ids(2, T, seed)
+    expected = ids
+    for _ in range(6):
+        seen = expected if model.config.slides else expected[:, -BLOCK:]
+        new = model(seen).logits.data[:, -1].argmax(-1)
+        expected = np.concatenate([expected, new[:, None]], axis=1)
+    np.testing.assert_array_equal(quietly(model, ids, max_new_tokens=6), expected)
+
+
+@given(chosen=options(), seed=SEEDS, padding=st.integers(1, 4), do_sample=st.booleans())
+def test_padding_on_the_left_changes_no_token(chosen: dict[str, Any], seed: int, padding: int, do_sample: bool) -> None:
+    model, ids = gpt(seed=seed, **chosen), token_ids(2, 2, seed)
+    padded = np.concatenate([token_ids(2, padding, seed), ids], axis=1)
+    mask = np.arange(padding + 2)[None].repeat(2, 0) >= padding
+    kwargs = {"max_new_tokens": 2, "do_sample": do_sample, "seed": seed}
+    expected = model.generate(ids, **kwargs)[:, 2:]
+    np.testing.assert_array_equal(model.generate(padded, attention_mask=mask, **kwargs)[:, padding + 2 :], expected)
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+@pytest.mark.parametrize("positions", ["learned", "sinusoidal", "rope", "alibi", None])
+def test_absolute_positions_warn_once_that_they_read_again_and_others_do_not(
+    positions: str | None, use_cache: bool
+) -> None:
+    model = gpt(positions=positions)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model.generate(token_ids(1, 3), max_new_tokens=2 * BLOCK, use_cache=use_cache)
+    assert len(caught) == (positions in ABSOLUTE)
+    if caught:
+        assert str(caught[0].message) == (
+            "generate: past block_size 8 the last 8 tokens are read again for every new one, because their "
+            "positions are absolute"
+        )
+        assert caught[0].filename == __file__
+
+
+def test_up_to_block_size_nothing_is_read_again() -> None:
+    gpt().generate(token_ids(1, 3), max_new_tokens=BLOCK - 2)  # the last token is not read; a warning would fail
+
+
+def test_float32_generates_with_its_cache() -> None:
+    model = gpt("float32", positions="rope")
+    ids = token_ids(2, 4)
+    cached, uncached = (model.generate(ids, max_new_tokens=5, use_cache=use) for use in (True, False))
+    np.testing.assert_array_equal(cached, uncached)
+
+
+# --- sampling, on a model whose next logits are given -----------------------------------------------------
+
+
+class Given:
+    """A model that can step, with logits (B, V) that depend only on how many tokens there are."""
+
+    def __init__(self, logits: Callable[[int], Any]) -> None:
+        self.config = SimpleNamespace(block_size=1000, slides=True)
+        self.training = True
+        self._logits = logits
+
+    def make_cache(self, batch_size: int, length: int) -> None:
+        return None
+
+    def train(self, mode: bool = True) -> None:
+        self.training = mode
+
+    def eval(self) -> None:
+        self.training = False
+
+    def __call__(self, ids: np.ndarray, attention_mask: Any = None, cache: Any = None) -> Any:
+        logits = np.broadcast_to(self._logits(ids.shape[1]), (len(ids), len(self._logits(ids.shape[1])[0])))
+        return SimpleNamespace(logits=SimpleNamespace(data=np.array(logits, float)[:, None]))
+
+
+def drawn(logits: Any, rows: int = 4000, **settings: Any) -> np.ndarray:
+    """One token sampled in each of many rows that share `logits`."""
+    model = Given(lambda length: [logits])
+    ids = generate(model, np.zeros((rows, 1), int), max_new_tokens=1, do_sample=True, **{"seed": 0, **settings})
+    return ids[:, 1]
+
+
+def distribution(
+    logits: list[float],
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+) -> dict[int, float]:
+    """The law, token by token: what may be sampled, and its probability."""
+    weights = {i: float(np.exp(x / temperature)) for i, x in enumerate(logits)}
+    best_first = sorted(weights, key=lambda i: (-weights[i], i))
+    kept = best_first[:top_k]
+    if top_p is not None:
+        total, mass, nucleus = sum(weights[i] for i in kept), 0.0, []
+        for i in kept:
+            nucleus.append(i)
+            mass += weights[i] / total
+            assume(abs(mass - top_p) > 1e-9)
+            if mass > top_p:
+                break
+        kept = nucleus
+    if min_p is not None:
+        assume(all(abs(weights[i] - min_p * weights[best_first[0]]) > 1e-9 for i in kept[1:]))
+        kept = [i for i in kept if weights[i] >= min_p * weights[best_first[0]]]
+    total = sum(weights[i] for i in kept)
+    return {i: weights[i] / total for i in kept}
+
+
+@given(
+    logits=st.lists(st.floats(-1.5, 1.5), min_size=1, max_size=6),
+    temperature=st.floats(0.8, 3),
+    top_k=st.none() | st.integers(1, 8),
+    top_p=st.none() | st.floats(0.01, 0.99),
+    min_p=st.none() | st.floats(0, 1),
+    seed=SEEDS,
+)
+def test_what_is_sampled_and_how_often_is_the_distribution_token_by_token(
+    logits: list[float],
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    min_p: float | None,
+    seed: int,
+) -> None:
+    settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+    law = distribution(logits, **settings)
+    counts = np.bincount(drawn(logits, seed=seed, **settings), minlength=len(logits))
+    assert set(np.flatnonzero(counts)) == set(law)
+    for token, p in law.items():  # seven standard deviations
+        assert abs(counts[token] - 4000 * p) <= 7 * np.sqrt(4000 * p * (1 - p)) + 1e-6
+
+
+def test_the_probabilities_are_those_of_softmax_at_the_temperature() -> None:
+    logits = np.array([0.0, 1.0, 2.0])
+    for temperature in (0.5, 1.0, 2.0):
+        p = np.exp(logits / temperature) / np.exp(logits / temperature).sum()
+        got = np.bincount(drawn(logits, 40_000, temperature=temperature), minlength=3) / 40_000
+        np.testing.assert_allclose(got, p, atol=6 * 0.5 / 200)
+
+
+@given(logits=st.lists(st.integers(-1000, 1000), min_size=1, max_size=6), seed=SEEDS)
+def test_one_candidate_is_the_greedy_choice(logits: list[int], seed: int) -> None:
+    greedy = generate(Given(lambda length: [logits]), [[0]], max_new_tokens=1)[0, 1]
+    assert greedy == np.argmax(logits)
+    assert set(drawn(logits, 50, seed=seed, top_k=1)) == {greedy}
+    assert set(drawn(logits, 50, seed=seed, top_p=1e-9)) == {greedy}
+    best = {i for i, x in enumerate(logits) if x == max(logits)}
+    assert set(drawn(logits, 50, seed=seed, min_p=1.0)) <= best
+    assert set(drawn(logits, 50, seed=seed, temperature=1e-320)) <= best
+
+
+def test_huge_logits_do_not_overflow() -> None:
+    assert set(drawn([1e300, 0.0, -1e300], 10)) == {0}
+    assert set(drawn([-1e300, -1e300, -np.inf], 50)) == {0, 1}
+
+
+@given(
+    logits=st.lists(st.floats(-5, 5), min_size=4, max_size=4),
+    prompt=st.lists(st.integers(0, 3), min_size=2, max_size=4),
+    penalty=st.floats(0.5, 3),
+)
+def test_the_repetition_penalty_counts_real_tokens_only(logits: list[float], prompt: list[int], penalty: float) -> None:
+    padded = [0] * 3 + prompt
+    mask = [0] * 3 + [1] * len(prompt)
+    expected = np.array(logits)
+    for token in set(prompt):
+        expected[token] = expected[token] / penalty if expected[token] > 0 else expected[token] * penalty
+    model = Given(lambda length: [logits])
+    got = generate(model, [padded], attention_mask=[mask], max_new_tokens=1, repetition_penalty=penalty)
+    assert got[0, -1] == expected.argmax()
+
+
+def test_the_repetition_penalty_counts_new_tokens() -> None:
+    model = Given(lambda length: [[4.0, 3.0, 1.0]])
+    assert generate(model, [[2]], max_new_tokens=3, repetition_penalty=2.0).tolist() == [[2, 0, 1, 0]]
+
+
+@pytest.mark.parametrize("do_sample", [False, True])
+def test_the_seed_decides_the_tokens_and_rows_do_not_see_each_other(do_sample: bool) -> None:
+    model, ids = gpt(), token_ids(3, 4)
+    kwargs = {"max_new_tokens": 4, "do_sample": do_sample}
+    both = model.generate(ids, seed=5, **kwargs)
+    np.testing.assert_array_equal(model.generate(ids, seed=5, **kwargs), both)
+    np.testing.assert_array_equal(model.generate(ids[:1], seed=5, **kwargs), both[:1])
+    np.testing.assert_array_equal(model.generate(ids[[0, 2]], seed=5, **kwargs)[0], both[0])
+    assert np.array_equal(model.generate(ids, seed=6, **kwargs), both) != do_sample
+
+
+def test_rows_and_steps_draw_numbers_of_their_own() -> None:
+    ids = generate(
+        Given(lambda length: [[0.0] * 50]), np.zeros((20, 1), int), max_new_tokens=20, do_sample=True, seed=0
+    )
+    new = ids[:, 1:]
+    assert len({tuple(row) for row in new}) == len({tuple(column) for column in new.T}) == 20
+
+
+def test_without_a_seed_the_process_stream_decides() -> None:
+    model = Given(lambda length: [[0.0] * 50])
+
+    def tokens() -> list[int]:
+        return generate(model, [[0]], max_new_tokens=9, do_sample=True)[0].tolist()
+
+    mt.manual_seed(3)
+    first, second = tokens(), tokens()
+    mt.manual_seed(3)
+    assert tokens() == first != second
+
+
+# --- how it ends, and what it leaves alone ---------------------------------------------------------------
+
+
+class Listener:
+    def __init__(self) -> None:
+        self.received: list[np.ndarray] = []
+        self.ended = 0
+
+    def put(self, ids: np.ndarray) -> None:
+        assert not self.ended
+        self.received.append(ids)
+
+    def end(self) -> None:
+        self.ended += 1
+
+
+def scripted(*steps: list[int]) -> Given:
+    """A model of two rows that says the tokens of each step, from a prompt of one token on."""
+    return Given(lambda length: np.eye(V)[steps[min(length, len(steps)) - 1]])
+
+
+def test_a_row_that_has_ended_is_filled_and_all_ended_is_the_end() -> None:
+    listener = Listener()
+    model = scripted([5, 9], [1, 5], [9, 2], [5, 9], [5, 5])
+    ids = generate(model, [[0], [5]], max_new_tokens=9, eos_token_id=9, streamer=listener)
+    assert ids.tolist() == [[0, 5, 1, 9], [5, 9, 9, 9]]
+    assert np.stack(listener.received, axis=1).tolist() == [[5, 1, 9], [9, 9, 9]]
+    assert listener.ended == 1
+
+
+def test_an_end_in_the_prompt_ends_nothing() -> None:
+    assert generate(scripted([1, 2]), [[9], [9]], max_new_tokens=2, eos_token_id=9).tolist() == [[9, 1, 1], [9, 2, 2]]
+
+
+@given(new=st.integers(0, 6), do_sample=st.booleans())
+def test_the_streamer_receives_the_new_tokens(new: int, do_sample: bool) -> None:
+    listener, ids = Listener(), token_ids(2, 2)
+    out = gpt().generate(ids, max_new_tokens=new, do_sample=do_sample, streamer=listener, seed=1)
+    assert out.shape == (2, 2 + new)
+    received = np.array(listener.received).reshape(new, 2)
+    np.testing.assert_array_equal(received.T, out[:, 2:])
+    assert listener.ended == 1
+
+
+def test_no_new_tokens_is_a_copy_of_the_prompt() -> None:
+    ids = token_ids(2, 3)
+    out = gpt().generate(ids, max_new_tokens=0)
+    np.testing.assert_array_equal(out, ids)
+    assert not np.shares_memory(out, ids)
+
+
+def test_no_rows_give_no_rows() -> None:
+    assert gpt().generate(np.zeros((0, 3), int), max_new_tokens=2).shape == (0, 5)
+
+
+def test_the_model_and_the_prompt_are_left_as_they_were() -> None:
+    model, ids = gpt(dropout=0.5), token_ids(2, 3)
+    prompt, weights = ids.copy(), model.state_dict()
+    for training in (True, False):
+        model.train(training)
+        model.generate(ids, max_new_tokens=3)
+        assert {module.training for _, module in model.named_modules()} == {training}
+    assert all(p.grad is None for p in model.parameters())
+    np.testing.assert_array_equal(ids, prompt)
+    for name, value in model.state_dict().items():
+        np.testing.assert_array_equal(value, weights[name])
+
+
+def test_dropout_is_off_while_generating() -> None:
+    model, ids = gpt(dropout=0.5), token_ids(2, 3)
+    expected = model.generate(ids, max_new_tokens=4)
+    model.train()
+    np.testing.assert_array_equal(model.generate(ids, max_new_tokens=4), expected)
+
+
+def test_an_error_inside_leaves_the_model_in_training() -> None:
+    class Broken(Listener):
+        def put(self, ids: np.ndarray) -> None:
+            raise OSError("the terminal is gone")
+
+    model = gpt()
+    model.train()
+    with pytest.raises(OSError, match="terminal"):
+        model.generate(token_ids(1, 2), max_new_tokens=2, streamer=Broken())
+    assert model.training
+    x = mt.tensor([1.0], requires_grad=True)
+    assert (x * 2).requires_grad  # gradients are on again
+
+
+# --- messages --------------------------------------------------------------------------------------------
+
+POSITIVE, OFF = "expected a positive number", "None turns it off."
+GREEDY = "do_sample=False takes the likeliest token."
+BAD_SETTINGS: list[tuple[dict[str, Any], str]] = [
+    ({"max_new_tokens": -1}, "max_new_tokens is -1, expected an integer of at least 0. Pass such a number."),
+    ({"max_new_tokens": 1.5}, "max_new_tokens is 1.5, expected an integer of at least 0. Pass such a number."),
+    ({"max_new_tokens": True}, "max_new_tokens is True, expected an integer of at least 0. Pass such a number."),
+    *(
+        ({"temperature": t}, f"temperature is {t!r}, {POSITIVE}. {GREEDY}")
+        for t in (0, -1.0, np.inf, np.nan, None, "x")
+    ),
+    *(({"top_k": k}, f"top_k is {k!r}, expected an integer of at least 1. {OFF}") for k in (0, 2.5, True)),
+    *(({"top_p": p}, f"top_p is {p!r}, expected a number above 0 and at most 1. {OFF}") for p in (0, 1.5, "x")),
+    *(({"min_p": p}, f"min_p is {p!r}, expected a number from 0 to 1. {OFF}") for p in (-0.1, 1.5, np.nan)),
+    *(
+        ({"repetition_penalty": x}, f"repetition_penalty is {x!r}, {POSITIVE}. 1 turns it off.")
+        for x in (0, -2, None, np.inf, True)
+    ),
+    *(({"eos_token_id": i}, f"eos_token_id is {i!r}, expected a token id. {OFF}") for i in (-1, 1.0, "x")),
+    ({"seed": -1}, "seed is -1, expected an integer from 0 to 2**64 - 1. Pass such a seed."),
+    *(
+        ({"do_sample": False, name: value}, f"{name} is {value!r} but nothing is sampled. Pass do_sample=True.")
+        for name, value in {"temperature": 0.5, "top_k": 5, "top_p": 0.5, "min_p": 0.0}.items()
+    ),
+]
+
+
+@pytest.mark.parametrize(("settings", "message"), BAD_SETTINGS, ids=lambda x: str(x)[:40])
+def test_a_setting_that_makes_no_sense_is_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        gpt().generate([[1, 2]], **{"max_new_tokens": 1, "do_sample": True, **settings})
+    assert str(error.value) == f"generate: {message}"
+
+
+MASK = "expected (1, 2) with 1 for real tokens, 0 for padding. Pad prompts on the left and mark the padding with 0."
+
+
+@pytest.mark.parametrize(
+    ("kind", "ids", "mask", "message"),
+    [
+        (ShapeError, [1, 2], None, "have shape (2,), expected (batch, length) with at least one token. Add a batch"),
+        (ShapeError, np.zeros((2, 0), int), None, "have shape (2, 0), expected (batch, length) with at least one"),
+        (DTypeError, [[1.0]], None, "input_ids have dtype float64, expected integers. Encode the prompt."),
+        (ShapeError, [[1, 2]], [[1]], f"attention_mask has shape (1, 1), {MASK}"),
+        (ShapeError, [[1, 2]], [[2, 1]], f"attention_mask has shape (1, 2), {MASK}"),
+        (ConfigError, [[1, 2]], [[1, 0]], "a row ends with padding. Pad prompts on the left."),
+        (RangeError, [[1, V]], None, "the id at position (0, 1) is 20, expected 0 to 19 (vocabulary size 20)"),
+    ],
+)
+def test_a_wrong_prompt_is_refused(kind: type[Exception], ids: Any, mask: Any, message: str) -> None:
+    with pytest.raises(kind) as error:
+        gpt().generate(np.asarray(ids), attention_mask=mask, max_new_tokens=1)
+    assert message in str(error.value)

@@ -1,0 +1,100 @@
+"""Tiny GPTs and data for the tests of models, generation and training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+
+import minitransformer as mt
+from minitransformer.data.batches import TokenDataset
+
+V, BLOCK = 20, 8
+SHAPE = {"vocab_size": V, "block_size": BLOCK, "n_layer": 1, "n_head": 2, "n_embd": 16}
+
+# Every option of the config, each once alone.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "gpt2": {},
+    "layers": {"n_layer": 3},
+    "one head": {"n_head": 1},
+    "shared heads": {"n_head": 4, "n_kv_head": 2},
+    "n_inner": {"n_inner": 5},
+    "dropout": {"dropout": 0.3},
+    "no bias": {"bias": False},
+    "sinusoidal": {"positions": "sinusoidal"},
+    "rope": {"positions": "rope"},
+    "alibi": {"positions": "alibi"},
+    "no positions": {"positions": None},
+    "rms": {"norm": "rms"},
+    "relu": {"ffn": "relu"},
+    "swiglu": {"ffn": "swiglu"},
+    "window": {"attention": "window", "window": 3},
+    "untied": {"tie_weights": False},
+}
+
+
+@st.composite
+def options(draw: st.DrawFn, ffn: tuple[str, ...] = ("gelu", "relu", "swiglu")) -> dict[str, Any]:
+    """Options of GPTConfig beside the sizes of SHAPE, in any combination."""
+    n_head = draw(st.sampled_from([1, 2, 4]))
+    window = draw(st.none() | st.integers(1, BLOCK + 2))
+    return {
+        "n_layer": draw(st.integers(1, 2)),
+        "n_head": n_head,
+        "n_kv_head": draw(st.sampled_from([None, *(k for k in (1, 2, 4) if n_head % k == 0)])),
+        "n_inner": draw(st.sampled_from([None, 3])),
+        "bias": draw(st.booleans()),
+        "positions": draw(st.sampled_from(["learned", "sinusoidal", "rope", "alibi", None])),
+        "norm": draw(st.sampled_from(["layer", "rms"])),
+        "ffn": draw(st.sampled_from(ffn)),
+        "attention": "full" if window is None else "window",
+        "window": window,
+        "tie_weights": draw(st.booleans()),
+    }
+
+
+def gpt(dtype: str = "float64", seed: int = 0, **changes: Any) -> mt.GPT:
+    """A GPT in eval mode whose weights are large enough for every part to matter, norms and biases too."""
+    model = mt.GPT(mt.GPTConfig(**{**SHAPE, **changes}))
+    model.to(dtype)
+    rng = np.random.default_rng(seed)
+    for parameter in model.parameters():
+        parameter.data = rng.normal(0 if parameter.ndim == 2 else 0.7, 0.4, parameter.shape)
+    model.eval()
+    return model
+
+
+def token_ids(B: int, T: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, V, (B, T))
+
+
+def dataset(seed: int = 0, size: int = 120) -> TokenDataset:
+    """Tokens that can be learnt: each mostly the one before and 3."""
+    rng = np.random.default_rng(seed)
+    tokens = np.cumsum(np.where(rng.random(size) < 0.9, 3, 7)) % V
+    return TokenDataset(tokens, BLOCK, source={"made by": "tests", "seed": seed})
+
+
+def train_config(**changes: Any) -> mt.TrainConfig:
+    """12 steps of 6 rows, quiet."""
+    defaults: dict[str, Any] = {
+        "max_steps": 12,
+        "batch_size": 6,
+        "learning_rate": 1e-2,
+        "min_learning_rate": 1e-3,
+        "warmup_steps": 2,
+        "eval_interval": 4,
+        "eval_batches": 2,
+        "save_interval": 5,
+        "shards": 3,
+        "threads": 1,
+        "progress": False,
+    }
+    return mt.TrainConfig(**{**defaults, **changes})
+
+
+def fresh_gpt(**changes: Any) -> mt.GPT:
+    """A GPT as users make one, float32, always the same start."""
+    mt.manual_seed(1)
+    return mt.GPT(mt.GPTConfig(**{**SHAPE, **changes}))
