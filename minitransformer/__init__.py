@@ -11,10 +11,10 @@ from minitransformer.models import GPT, GPTConfig, ModelOutput, from_pretrained
 from minitransformer.random import manual_seed
 from minitransformer.threads import set_num_threads
 from minitransformer.training import TrainConfig, Trainer
-
-__version__ = "0.1.0"
+from minitransformer.version import __version__
 
 __all__ = [
+    "__version__",
     "GPT",
     "GPTConfig",
     "ModelOutput",

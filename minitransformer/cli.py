@@ -14,16 +14,17 @@ from typing import Any, get_type_hints
 
 import numpy as np
 
-import minitransformer as mt
 from minitransformer import metrics
 from minitransformer.checkpoint import RunFolder, next_run_folder
-from minitransformer.data import Corpus, TokenDataset, load_tokenizer, prepare
+from minitransformer.data import Corpus, TokenDataset, corpus, load_tokenizer, prepare
 from minitransformer.data.corpora import corpora
 from minitransformer.errors import CheckpointError, ConfigError, MiniTransformerError, NonFiniteError
 from minitransformer.models import GPT, GPTConfig, from_pretrained, pretrained_folder
 from minitransformer.models.base import config_from_dict
-from minitransformer.threads import Workers, get_num_threads, single_threaded_blas
+from minitransformer.random import manual_seed
+from minitransformer.threads import Workers, get_num_threads, set_num_threads, single_threaded_blas
 from minitransformer.training import TrainConfig, Trainer, TrainResult, evaluate
+from minitransformer.version import __version__
 
 # nanoGPT's shape for a CPU; the other defaults are those of GPTConfig and TrainConfig.
 _SHAPE: dict[str, Any] = {"block_size": 64, "n_layer": 4, "n_head": 4, "n_embd": 128}
@@ -59,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="minitransformer", description="Train and use small transformers on a CPU, from scratch in Python."
     )
-    parser.add_argument("--version", action="version", version=f"minitransformer {mt.__version__}")
+    parser.add_argument("--version", action="version", version=f"minitransformer {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     _add_train(verbs)
     resume = _add(verbs, "resume", _resume, "go on with a run, bit for bit", "resume runs/python-docs-1")
@@ -204,7 +205,7 @@ def _train(arguments: argparse.Namespace) -> int:
     shape = {**_SHAPE, **{k: v for k, v in given.items() if k in model_fields}}
     train_data, eval_data = prepare(source, arguments.tokenizer, shape["block_size"])
     assert train_data.tokenizer is not None
-    mt.manual_seed(config.seed)
+    manual_seed(config.seed)
     model = GPT(config_from_dict(GPTConfig, {"vocab_size": train_data.tokenizer.vocab_size, **shape}))
     _say(
         f"{source.name}: {train_data.tokens.size:,} tokens to train, {eval_data.tokens.size:,} to validate, "
@@ -328,14 +329,14 @@ def _say(text: str) -> None:
 
 def _set_threads(arguments: argparse.Namespace) -> None:
     if arguments.threads is not None:
-        mt.set_num_threads(arguments.threads)
+        set_num_threads(arguments.threads)
 
 
 def _find_corpus(name_or_path: str) -> Corpus:
     """A known corpus, or a path made absolute, so that a run finds it again from any folder."""
     if name_or_path in corpora() or not Path(name_or_path).exists():
-        return mt.data.corpus(name_or_path)
-    return mt.data.corpus(Path(name_or_path).resolve())
+        return corpus(name_or_path)
+    return corpus(Path(name_or_path).resolve())
 
 
 def _tokenizer_of(path: str) -> Any:
@@ -356,7 +357,7 @@ def _data_of_run(run: RunFolder) -> tuple[TokenDataset, TokenDataset]:
         )
     tokenizer = load_tokenizer(run.load("last").folder / "tokenizer.json")
     return prepare(
-        mt.data.corpus(source["corpus"]),
+        corpus(source["corpus"]),
         tokenizer,
         source["block_size"],
         validation_fraction=source["validation_fraction"],

@@ -38,7 +38,7 @@ def test_type_hints_are_announced() -> None:
 
 def test_version_is_a_literal_and_is_the_installed_one() -> None:
     """setuptools reads the version without importing the package only if it is a plain literal."""
-    source = (PACKAGE / "__init__.py").read_text(encoding="utf-8")
+    source = (PACKAGE / "version.py").read_text(encoding="utf-8")
     literals = [
         ast.literal_eval(node.value)
         for node in ast.parse(source).body
