@@ -14,7 +14,6 @@ from minitransformer.training import TrainConfig, Trainer
 from minitransformer.version import __version__
 
 __all__ = [
-    "__version__",
     "GPT",
     "GPTConfig",
     "ModelOutput",
@@ -22,6 +21,7 @@ __all__ = [
     "Tensor",
     "TrainConfig",
     "Trainer",
+    "__version__",
     "check_saved_arrays",
     "concat",
     "data",

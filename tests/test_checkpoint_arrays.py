@@ -113,6 +113,16 @@ SAMPLE_BYTES = pack_arrays(SAMPLE, SAMPLE_METADATA)
 
 @given(st.integers(0, len(SAMPLE_BYTES) - 1), st.integers(1, 255))
 def test_a_changed_byte_never_gives_other_arrays(offset: int, flip: int) -> None:
+    check_a_changed_byte(offset, flip)
+
+
+@pytest.mark.parametrize("flip", [1, 0x20, 0x80])
+def test_no_byte_can_be_changed_unseen(flip: int) -> None:
+    for offset in range(len(SAMPLE_BYTES)):
+        check_a_changed_byte(offset, flip)
+
+
+def check_a_changed_byte(offset: int, flip: int) -> None:
     damaged = bytearray(SAMPLE_BYTES)
     damaged[offset] ^= flip
     try:

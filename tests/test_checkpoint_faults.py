@@ -292,13 +292,13 @@ def test_a_synced_log_survives_a_loss_of_power(tmp_path: Path, monkeypatch: pyte
 def test_a_full_disk_gets_its_space_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = RunFolder.create(tmp_path, {})
     run.save(1, {"model": b"one"}, best=True)
-    before = {path: path.stat() for path in tmp_path.rglob("*") if path.is_file()}
+    before = {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
     with monkeypatch.context() as patch:
-        Disk(patch, tmp_path, "full", 4)
+        Disk(patch, tmp_path, "full", 6)
         with pytest.raises(CheckpointError) as caught:
             run.save(2, {"model": b"two"}, best=True)
     assert str(caught.value) == (
         f"files: {tmp_path} could not be written (No space left on device). "
         "Check free space and permissions there; what was saved before is untouched."
     )
-    assert {path: path.stat() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")} == before

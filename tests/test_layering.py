@@ -19,7 +19,7 @@ HOUSE = """
 
     kernels kernels.simd kernels/
 
-    autograd
+    autograd.base autograd/
 
     masks/
     ops.arithmetic ops.shape ops.reduce ops.linear ops.activation ops.dropout

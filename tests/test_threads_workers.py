@@ -186,6 +186,7 @@ def test_a_caller_who_stops_early_leaves_nothing_running() -> None:
 
 def test_an_interrupted_caller_leaves_nothing_running() -> None:
     def interrupt_and_go_on() -> None:
+        threading.Event().wait(0.1)  # time for the caller to block
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
         threading.Event().wait(0.2)  # time for a caller who does not wait to be seen
 

@@ -1,0 +1,210 @@
+"""The graph: nodes that remember calls, and the walk over them from an output to its leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+
+from minitransformer.autograd.base import TensorBase, as_array, checksums, owner_of
+from minitransformer.errors import GradientError, ShapeError
+
+_FREED = object()
+
+
+class Node:
+    """One recorded call of an op: what it saved, and where its input gradients go.
+
+    `parents` holds, per input, the leaf Tensor or the (node, output index) that made it, or None.
+    """
+
+    __slots__ = ("checksums", "guards", "op", "outputs", "parents", "saved")
+
+    def __init__(self, op: Any, saved: Any, inputs: Sequence[Any], outputs: Sequence[TensorBase]) -> None:
+        self.op = op
+        self.saved = saved
+        self.outputs = tuple((t._data.shape, t._data.dtype) for t in outputs)
+        self.parents = tuple(
+            None
+            if not (isinstance(x, TensorBase) and x._requires_grad)
+            else (x if x._node is None else (x._node, x._index))
+            for x in inputs
+        )
+        kept = {id(owner_of(field)) for field in _arrays(saved)}
+        self.guards = tuple(
+            (t._version, t._version[0])
+            for t in (*inputs, *outputs)
+            if isinstance(t, TensorBase) and id(owner_of(t._data)) in kept
+        )
+        self.checksums = tuple(_checksum(field) for field in _arrays(saved)) if checksums.get() else None
+
+    def backward(self, douts: Sequence[np.ndarray | None], keep: bool) -> Sequence[np.ndarray | None]:
+        """The gradients of the inputs; frees what was saved unless `keep`."""
+        saved = self.saved
+        if saved is _FREED:
+            raise GradientError(
+                "backward",
+                f"{self.op.name} was already differentiated and freed what it had saved",
+                "Pass retain_graph=True to the first call, or run the forward pass again",
+            )
+        if any(version[0] != then for version, then in self.guards):
+            raise GradientError(
+                "backward",
+                f"an array that {self.op.name} needs was written to after the forward pass",
+                "Write before the forward pass, or into a copy: mt.tensor(t.numpy())",
+            )
+        if self.checksums is not None and self.checksums != tuple(map(_checksum, _arrays(saved))):
+            raise GradientError(
+                "backward",
+                f"an array that {self.op.name} saved was changed behind the Tensor API",
+                "Look for writes into t.data, t.numpy() or an array that a Tensor was made from",
+            )
+        if not keep:
+            self.saved = _FREED
+        filled = tuple(
+            np.zeros(shape, dtype) if dout is None else dout
+            for dout, (shape, dtype) in zip(douts, self.outputs, strict=True)
+        )
+        with np.errstate(all="ignore"):
+            gradients = self.op.backward(filled if self.op.many else filled[0], saved)
+        for position, parent in enumerate(self.parents[len(gradients) :], len(gradients)):
+            if parent is not None:
+                raise GradientError(
+                    self.op.name,
+                    f"input {position} requires a gradient, expected one only for the first {len(gradients)}",
+                    "Pass it detached: t.detach()",
+                )
+        return gradients
+
+
+def _arrays(saved: Any) -> Iterator[np.ndarray]:
+    if isinstance(saved, np.ndarray):
+        yield saved
+    elif isinstance(saved, tuple):
+        for field in saved:
+            yield from _arrays(field)
+
+
+def _checksum(array: np.ndarray) -> int:
+    return crc32(array.tobytes())
+
+
+def _check_upstream(t: TensorBase, gradient: Any) -> np.ndarray:
+    """The gradient that backward starts from, as an array of `t`'s shape and dtype that we own."""
+    if not t._requires_grad:
+        raise GradientError(
+            "backward",
+            "the tensor does not depend on anything that requires a gradient",
+            "Create its inputs with requires_grad=True, outside no_grad()",
+        )
+    if gradient is None:
+        if t._data.size != 1:
+            raise GradientError(
+                "backward",
+                f"the output has shape {t._data.shape}, expected one number",
+                "Reduce it first (.sum(), .mean()), or pass gradient= of the same shape",
+            )
+        return np.ones_like(t._data)
+    gradient = np.asarray(as_array("backward", gradient))
+    if gradient.shape != t._data.shape:
+        raise ShapeError(
+            "backward",
+            f"gradient has shape {gradient.shape}, expected {t._data.shape} like the output",
+            "Pass one number per output element",
+        )
+    return gradient.astype(t._data.dtype)
+
+
+def _order(root: Node) -> list[Node]:
+    """Every node below `root`, each after all nodes that use it. Iterative: chains may be long."""
+    done: list[Node] = []
+    seen = {id(root)}
+    stack = [(root, iter(root.parents))]
+    while stack:
+        node, parents = stack[-1]
+        for parent in parents:
+            if type(parent) is tuple and id(parent[0]) not in seen:
+                seen.add(id(parent[0]))
+                stack.append((parent[0], iter(parent[0].parents)))
+                break
+        else:
+            done.append(node)
+            stack.pop()
+    done.reverse()
+    return done
+
+
+def differentiate(
+    output: TensorBase, gradient: Any, wanted: Sequence[TensorBase] | None, keep: bool
+) -> list[tuple[TensorBase, np.ndarray | None]]:
+    """Gradients of `output` with respect to `wanted`, or to every leaf if None. Writes no Tensor."""
+    dout = _check_upstream(output, gradient)
+    leaves: dict[int, list[Any]] = {}  # id -> [leaf, gradient]
+    pending: dict[int, list[np.ndarray | None]] = {}  # id of a node -> gradients of its outputs
+    interior = {(id(t._node), t._index): None for t in wanted or () if t._node is not None}
+    wanted_leaves = None if wanted is None else {id(t) for t in wanted}
+
+    def give(parent: Any, gradient: np.ndarray) -> None:
+        if isinstance(parent, TensorBase):
+            if wanted_leaves is None or id(parent) in wanted_leaves:
+                entry = leaves.setdefault(id(parent), [parent, None])
+                entry[1] = gradient if entry[1] is None else np.asarray(entry[1] + gradient)
+        else:
+            node, index = parent
+            slots = pending.setdefault(id(node), [None] * len(node.outputs))
+            slots[index] = gradient if slots[index] is None else np.asarray(slots[index] + gradient)
+
+    give(output if output._node is None else (output._node, output._index), dout)
+    captured: dict[tuple[int, int], np.ndarray] = {}
+    for node in _order(output._node) if output._node is not None else ():
+        douts = pending.pop(id(node), None)
+        if douts is None:
+            continue  # reached only through inputs that received no gradient
+        for index, upstream in enumerate(douts):
+            if upstream is not None and (id(node), index) in interior:
+                captured[id(node), index] = upstream
+        for parent, dx in zip(node.parents, node.backward(douts, keep), strict=False):
+            if parent is None:
+                continue
+            if isinstance(parent, TensorBase):
+                shape, dtype = parent._data.shape, parent._data.dtype
+            else:
+                shape, dtype = parent[0].outputs[parent[1]]
+            if dx is None or dx.shape != shape:
+                raise GradientError(
+                    node.op.name,
+                    f"backward returned {'no gradient' if dx is None else f'a gradient of shape {dx.shape}'} "
+                    f"for an input of shape {shape}",
+                    "Return one gradient of its input's shape for each differentiable input",
+                )
+            give(parent, np.asarray(dx, dtype))  # arithmetic on 0-d arrays yields NumPy scalars
+    if wanted is None:
+        return [(leaf, g) for leaf, g in leaves.values()]
+    return [
+        (t, leaves.get(id(t), (t, None))[1] if t._node is None else captured.get((id(t._node), t._index)))
+        for t in wanted
+    ]
+
+
+def grad(
+    output: TensorBase, inputs: Sequence[TensorBase], gradient: Any = None, *, retain_graph: bool = False
+) -> list[np.ndarray]:
+    """Gradients of `output` with respect to `inputs`, one array each; no `.grad` is read or written.
+
+    `gradient` is the upstream gradient, 1 for a scalar output. An input that `output` does not depend
+    on gets zeros. Frees the graph unless `retain_graph`. Safe to call from several threads at once.
+    Raises `GradientError` for an input that does not require a gradient.
+    """
+    inputs = list(inputs)
+    for position, t in enumerate(inputs):
+        if not isinstance(t, TensorBase) or not t._requires_grad:
+            raise GradientError(
+                "grad",
+                f"input {position} is not a Tensor that requires a gradient",
+                "Create it with requires_grad=True before the forward pass",
+            )
+    return [
+        np.zeros_like(t._data) if g is None else g for t, g in differentiate(output, gradient, inputs, retain_graph)
+    ]
