@@ -308,7 +308,7 @@ def act():
 
 churner = threading.Thread(target=churn, daemon=True)
 churner.start()
-for _ in range(20):
+for _ in range(8):
     in_child(act)
 stop.set()
 churner.join()

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -9,6 +13,7 @@ from hypothesis import strategies as st
 
 import minitransformer as mt
 from minitransformer.data.batches import TokenDataset
+from minitransformer.training import TrainResult
 
 V, BLOCK = 20, 8
 SHAPE = {"vocab_size": V, "block_size": BLOCK, "n_layer": 1, "n_head": 2, "n_embd": 16}
@@ -98,3 +103,36 @@ def fresh_gpt(**changes: Any) -> mt.GPT:
     """A GPT as users make one, float32, always the same start."""
     mt.manual_seed(1)
     return mt.GPT(mt.GPTConfig(**{**SHAPE, **changes}))
+
+
+class Given:
+    """A model that can step, with logits (B, V) that depend only on how many tokens there are."""
+
+    def __init__(self, logits: Callable[[int], Any]) -> None:
+        self.config = SimpleNamespace(block_size=1000, slides=True)
+        self.training = True
+        self._logits = logits
+
+    def make_cache(self, batch_size: int, length: int) -> None:
+        return None
+
+    def train(self, mode: bool = True) -> None:
+        self.training = mode
+
+    def eval(self) -> None:
+        self.training = False
+
+    def __call__(self, ids: np.ndarray, attention_mask: Any = None, cache: Any = None) -> Any:
+        logits = np.broadcast_to(self._logits(ids.shape[1]), (len(ids), len(self._logits(ids.shape[1])[0])))
+        return SimpleNamespace(logits=SimpleNamespace(data=np.array(logits, float)[:, None]))
+
+
+def trained(callbacks: Sequence[Any] = (), *, judged: bool = True, **settings: Any) -> tuple[mt.Trainer, TrainResult]:
+    """A trainer and the result of its training."""
+    trainer = mt.Trainer(fresh_gpt(), train_config(**settings), dataset(), dataset(1) if judged else None, callbacks)
+    return trainer, trainer.train()
+
+
+def records(run: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
+    """The lines of a log."""
+    return [json.loads(line) for line in (run / name).read_text().splitlines()]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +20,6 @@ from minitransformer.errors import CheckpointError, ConfigError
 from minitransformer.training import Callback, TrainResult
 
 GPT = {"dropout": 0.2}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def without_waiting_for_the_disk() -> Iterator[None]:
-    """No machine loses power here; that everything is synced is tested with the checkpoints."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda descriptor: None)
-        yield
 
 
 class Killed(BaseException):
