@@ -8,6 +8,7 @@ and a resumed run all see the same dropout mask. The generator is Philox-4x32-10
 from __future__ import annotations
 
 import itertools
+import math
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -66,7 +67,7 @@ def uniform_words(shape: tuple[int, ...], key: DrawKey) -> np.ndarray:
     (e // 4, first_row + b, site, step) under the key `seed`: its value depends on no other element.
     """
     rows = shape[0] if shape else 1
-    width = int(np.prod(shape[1:], dtype=np.int64))
+    width = math.prod(shape[1:])
     quads = -(-width // 4)
     counter = (
         np.arange(quads, dtype=np.uint64)[None, :],

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import Context, ContextVar, copy_context
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -186,7 +186,7 @@ class Workers:
             self._executor.shutdown(wait=True)
         self._executor = None
 
-    def run(self, tasks: Sequence[Callable[[], R]]) -> Iterator[R]:
+    def run(self, tasks: Iterable[Callable[[], R]]) -> Iterator[R]:
         """Yield the result of every task, in the order of `tasks`, as soon as its turn has come.
 
         The context variables are those at this call; each task gets a copy. Tasks begin when the first
@@ -203,12 +203,12 @@ class Workers:
             return self._run_inline(tasks, context)
         return self._run_in_threads(tasks, context)
 
-    def _run_inline(self, tasks: Sequence[Callable[[], R]], context: Context) -> Iterator[R]:
+    def _run_inline(self, tasks: Iterable[Callable[[], R]], context: Context) -> Iterator[R]:
         for task in tasks:
             self._refuse_if_closed()
             yield context.copy().run(task)
 
-    def _run_in_threads(self, tasks: Sequence[Callable[[], R]], context: Context) -> Iterator[R]:
+    def _run_in_threads(self, tasks: Iterable[Callable[[], R]], context: Context) -> Iterator[R]:
         from concurrent.futures import wait
 
         waiting = iter(tasks)

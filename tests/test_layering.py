@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1] / "minitransformer"
 # One floor a paragraph, from the ground up; within a floor, later files may import earlier ones. `name` is
 # that module alone, `name/` it and its whole folder, where files may import each other if no circle forms.
 HOUSE = """
-    version errors render random threads files
+    version errors render random threads memory files
 
     kernels kernels.simd kernels/
 
@@ -37,7 +37,7 @@ HOUSE = """
 
     training/ testing/
 
-    bench/ cli
+    bench/ cli/
 """
 PLACES = HOUSE.split()
 ROOF = {"", "__main__"}  # may import anything, and nothing may import it

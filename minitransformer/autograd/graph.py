@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 from zlib import crc32
 
@@ -26,19 +26,21 @@ class Node:
         self.op = op
         self.saved = saved
         self.outputs = tuple((t._data.shape, t._data.dtype) for t in outputs)
-        self.parents = tuple(
-            None
-            if not (isinstance(x, TensorBase) and x._requires_grad)
-            else (x if x._node is None else (x._node, x._index))
-            for x in inputs
-        )
-        kept = {id(owner_of(field)) for field in _arrays(saved)}
-        self.guards = tuple(
-            (t._version, t._version[0])
-            for t in (*inputs, *outputs)
-            if isinstance(t, TensorBase) and id(owner_of(t._data)) in kept
-        )
-        self.checksums = tuple(_checksum(field) for field in _arrays(saved)) if checksums.get() else None
+        kept = {id(owner_of(array)) for array in _arrays(saved)}
+        parents, guards = [], []
+        for x in inputs:
+            parent = None
+            if isinstance(x, TensorBase):
+                if x._requires_grad:
+                    parent = x if x._node is None else (x._node, x._index)
+                if id(owner_of(x._data)) in kept:
+                    guards.append((x._version, x._version[0]))
+            parents.append(parent)
+        for t in outputs:
+            if id(owner_of(t._data)) in kept:
+                guards.append((t._version, t._version[0]))
+        self.parents, self.guards = tuple(parents), tuple(guards)
+        self.checksums = tuple(map(_checksum, _arrays(saved))) if checksums.get() else None
 
     def backward(self, douts: Sequence[np.ndarray | None], keep: bool) -> Sequence[np.ndarray | None]:
         """The gradients of the inputs; frees what was saved unless `keep`."""
@@ -49,12 +51,13 @@ class Node:
                 f"{self.op.name} was already differentiated and freed what it had saved",
                 "Pass retain_graph=True to the first call, or run the forward pass again",
             )
-        if any(version[0] != then for version, then in self.guards):
-            raise GradientError(
-                "backward",
-                f"an array that {self.op.name} needs was written to after the forward pass",
-                "Write before the forward pass, or into a copy: mt.tensor(t.numpy())",
-            )
+        for version, then in self.guards:
+            if version[0] != then:
+                raise GradientError(
+                    "backward",
+                    f"an array that {self.op.name} needs was written to after the forward pass",
+                    "Write before the forward pass, or into a copy: mt.tensor(t.numpy())",
+                )
         if self.checksums is not None and self.checksums != tuple(map(_checksum, _arrays(saved))):
             raise GradientError(
                 "backward",
@@ -63,12 +66,14 @@ class Node:
             )
         if not keep:
             self.saved = _FREED
-        filled = tuple(
-            np.zeros(shape, dtype) if dout is None else dout
-            for dout, (shape, dtype) in zip(douts, self.outputs, strict=True)
-        )
-        with np.errstate(all="ignore"):
-            gradients = self.op.backward(filled if self.op.many else filled[0], saved)
+        if self.op.many:
+            filled = tuple(
+                np.zeros(shape, dtype) if dout is None else dout
+                for dout, (shape, dtype) in zip(douts, self.outputs, strict=True)
+            )
+            gradients = self.op.backward(filled, saved)
+        else:
+            gradients = self.op.backward(douts[0], saved)
         for position, parent in enumerate(self.parents[len(gradients) :], len(gradients)):
             if parent is not None:
                 raise GradientError(
@@ -79,12 +84,15 @@ class Node:
         return gradients
 
 
-def _arrays(saved: Any) -> Iterator[np.ndarray]:
-    if isinstance(saved, np.ndarray):
-        yield saved
-    elif isinstance(saved, tuple):
-        for field in saved:
-            yield from _arrays(field)
+def _arrays(saved: Any) -> list[np.ndarray]:
+    """The arrays in what an op saved, a named tuple as a rule, and in tuples in it."""
+    found = []
+    for field in saved if isinstance(saved, tuple) else (saved,):
+        if isinstance(field, np.ndarray):
+            found.append(field)
+        elif isinstance(field, tuple):
+            found.extend(_arrays(field))
+    return found
 
 
 def _checksum(array: np.ndarray) -> int:
@@ -158,28 +166,29 @@ def differentiate(
 
     give(output if output._node is None else (output._node, output._index), dout)
     captured: dict[tuple[int, int], np.ndarray] = {}
-    for node in _order(output._node) if output._node is not None else ():
-        douts = pending.pop(id(node), None)
-        if douts is None:
-            continue  # reached only through inputs that received no gradient
-        for index, upstream in enumerate(douts):
-            if upstream is not None and (id(node), index) in interior:
-                captured[id(node), index] = upstream
-        for parent, dx in zip(node.parents, node.backward(douts, keep), strict=False):
-            if parent is None:
-                continue
-            if isinstance(parent, TensorBase):
-                shape, dtype = parent._data.shape, parent._data.dtype
-            else:
-                shape, dtype = parent[0].outputs[parent[1]]
-            if dx is None or dx.shape != shape:
-                raise GradientError(
-                    node.op.name,
-                    f"backward returned {'no gradient' if dx is None else f'a gradient of shape {dx.shape}'} "
-                    f"for an input of shape {shape}",
-                    "Return one gradient of its input's shape for each differentiable input",
-                )
-            give(parent, np.asarray(dx, dtype))  # arithmetic on 0-d arrays yields NumPy scalars
+    with np.errstate(all="ignore"):  # as in forward
+        for node in _order(output._node) if output._node is not None else ():
+            douts = pending.pop(id(node), None)
+            if douts is None:
+                continue  # reached only through inputs that received no gradient
+            for index, upstream in enumerate(douts) if interior else ():
+                if upstream is not None and (id(node), index) in interior:
+                    captured[id(node), index] = upstream
+            for parent, dx in zip(node.parents, node.backward(douts, keep), strict=False):
+                if parent is None:
+                    continue
+                if isinstance(parent, TensorBase):
+                    shape, dtype = parent._data.shape, parent._data.dtype
+                else:
+                    shape, dtype = parent[0].outputs[parent[1]]
+                if dx is None or dx.shape != shape:
+                    raise GradientError(
+                        node.op.name,
+                        f"backward returned {'no gradient' if dx is None else f'a gradient of shape {dx.shape}'} "
+                        f"for an input of shape {shape}",
+                        "Return one gradient of its input's shape for each differentiable input",
+                    )
+                give(parent, np.asarray(dx, dtype))  # arithmetic on 0-d arrays yields NumPy scalars
     if wanted is None:
         return [(leaf, g) for leaf, g in leaves.values()]
     return [

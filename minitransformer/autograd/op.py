@@ -52,7 +52,13 @@ class Op:
         self.name, self.forward, self.backward, self.many = name, forward, backward, many
 
     def __call__(self, *inputs: Any, **static: Any) -> Any:
-        arrays = [as_array(self.name, x) for x in inputs]
+        arrays, tracked = [], False
+        for x in inputs:
+            if isinstance(x, Tensor):
+                arrays.append(x._data)
+                tracked = tracked or x._requires_grad
+            else:
+                arrays.append(as_array(self.name, x))
         with np.errstate(all="ignore"):  # NaN and infinity travel as values; the trainer looks for them
             out, saved = self.forward(*arrays, **static)
         outputs = [Tensor._wrap(a) for a in (out if self.many else (out,))]
@@ -63,7 +69,7 @@ class Op:
                 for x in inputs:
                     if isinstance(x, Tensor) and owner_of(x._data) is owner:
                         t._version = x._version
-        if recording.get() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs):
+        if tracked and recording.get():
             node = Node(self, saved, inputs, outputs)
             for index, t in enumerate(outputs):
                 if t._data.dtype.kind in "fc":

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 from importlib import import_module
 from types import ModuleType
 
@@ -49,8 +50,13 @@ def use_backend(name: str) -> Iterator[None]:
 def serve(family: str, *arrays: np.ndarray) -> ModuleType:
     """The module of `family` that serves `arrays`."""
     implementations = FAMILIES[family]
-    wanted = _backend.get()
-    if any(array.dtype.kind == "c" for array in arrays):
-        wanted = "reference"  # complex numbers exist for the complex-step check alone
-    name = wanted if wanted in implementations else implementations[0]
+    name = _backend.get()
+    for array in arrays:
+        if array.dtype.kind == "c":
+            name = "reference"  # complex numbers exist for the complex-step check alone
+    return _module(family, name if name in implementations else implementations[0])
+
+
+@cache
+def _module(family: str, name: str) -> ModuleType:
     return import_module(f"minitransformer.kernels.{family}.{name}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import ModuleType
 from typing import NamedTuple
 
@@ -131,7 +132,7 @@ def swiglu_backward(dout: np.ndarray, saved: Gated) -> tuple[np.ndarray, np.ndar
 def as_rows(x: np.ndarray, axis: int = -1) -> np.ndarray:
     """(N, C) contiguous, with `axis` moved last."""
     x = np.ascontiguousarray(np.moveaxis(x, axis, -1))
-    return x.reshape(int(np.prod(x.shape[:-1], dtype=np.int64)), x.shape[-1])
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
 def _back(rows: np.ndarray, shape: tuple[int, ...], axis: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import ModuleType
 from typing import NamedTuple
 
@@ -55,8 +56,8 @@ def _rows(
                     "Use one value per feature",
                 )
         flat[name] = None if array is None else np.ascontiguousarray(array).reshape(-1)
-    width = int(np.prod(normalized_shape, dtype=np.int64))
-    rows = int(np.prod(x.shape[: x.ndim - len(normalized_shape)], dtype=np.int64))
+    width = math.prod(normalized_shape)
+    rows = math.prod(x.shape[: x.ndim - len(normalized_shape)])
     return np.ascontiguousarray(x).reshape(rows, width), flat
 
 

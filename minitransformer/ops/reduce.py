@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -61,7 +62,7 @@ def mean_backward(dout: np.ndarray, saved: Reduced) -> tuple[np.ndarray]:
 
 
 def _count(shape: tuple[int, ...], axes: tuple[int, ...]) -> int:
-    return int(np.prod([shape[axis] for axis in axes], dtype=np.int64))
+    return math.prod(shape[axis] for axis in axes)
 
 
 def _check_not_empty(op: str, x: np.ndarray, axes: tuple[int, ...]) -> None:

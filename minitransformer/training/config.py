@@ -48,7 +48,7 @@ class TrainConfig:
     save_interval: int = 250
     early_stopping_patience: int | None = None  # evaluations without a better loss
     seed: int = 0
-    shards: int = 4
+    shards: int = 2  # more pay on more cores and wider models: see docs/benchmarks.md
     threads: int | None = None
     device: str = "cpu"
     progress: bool = True

@@ -18,6 +18,7 @@ from minitransformer import random
 from minitransformer.autograd import grad, no_grad
 from minitransformer.errors import NonFiniteError
 from minitransformer.kernels import serve
+from minitransformer.memory import keep_freed_memory
 from minitransformer.models.base import Model
 from minitransformer.optim import SGD, Adam, AdamW, Optimizer
 from minitransformer.threads import Workers
@@ -59,6 +60,7 @@ class TrainStep:
     def __init__(self, model: Model, optimizer: Optimizer, config: TrainConfig, workers: Workers) -> None:
         self.model, self.optimizer, self.config, self.workers = model, optimizer, config, workers
         self.schedule = config.learning_rate_schedule()
+        keep_freed_memory()
         self.gradient = np.empty_like(optimizer.flat.data)
         self._views = optimizer.flat.views(self.gradient)
         self._kwargs = {"label_smoothing": config.label_smoothing} if config.label_smoothing else {}
@@ -131,7 +133,7 @@ def evaluate(model: Model, batches: Iterable[Batch], workers: Workers) -> float:
                 return model(**batch).loss.item() * count, count
 
             total, targets = 0.0, 0
-            for loss, count in workers.run([partial(one, batch) for batch in batches]):
+            for loss, count in workers.run(partial(one, batch) for batch in batches):
                 total, targets = total + loss, targets + count
     finally:
         model.train(was_training)

@@ -42,10 +42,9 @@ def layer_norm_forward(
     out = x - mean[:, None]
     rstd = 1 / np.sqrt(np.einsum("nc,nc->n", out, out) / x.shape[-1] + eps)
     out *= rstd[:, None]
-    if weight is not None:
-        out = out * weight
-    if bias is not None:
-        out = out + bias
+    for ufunc, affine in ((np.multiply, weight), (np.add, bias)):
+        if affine is not None:
+            out = ufunc(out, affine, out=out if affine.dtype == out.dtype else None)
     return out, mean, rstd
 
 

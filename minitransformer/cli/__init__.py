@@ -1,0 +1,76 @@
+"""The command line `minitransformer`: arguments, exit status, and errors in one line."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from io import TextIOWrapper
+
+from minitransformer.cli.parser import parser
+from minitransformer.cli.verbs import say
+from minitransformer.errors import ConfigError, DataError, MiniTransformerError, NonFiniteError
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status.
+
+    0 done, 1 stopped on numbers that are not finite, 2 wrong usage or input, 130 interrupted, also by a
+    reader of our output who has gone. `--help` and `--version` raise `SystemExit`.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        with _plain_stdout(), warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_, **__: say(f"minitransformer: {message}")
+            arguments = parser().parse_args(argv)
+            return arguments.run(arguments)
+    except KeyboardInterrupt:
+        say("\nminitransformer: interrupted")
+        return 130
+    except BrokenPipeError:  # as in `| head`
+        _drop_output()
+        return 130
+    except (MiniTransformerError, MemoryError, OSError) as error:
+        if "--debug" in argv:
+            raise
+        say(f"minitransformer: {_refusal(error)}")
+        if isinstance(error, OSError):
+            _drop_output()
+        return 1 if isinstance(error, NonFiniteError) else 2
+
+
+def _refusal(error: Exception) -> Exception:
+    """`error` in the one form of all errors."""
+    if isinstance(error, MemoryError):
+        fix = "Make batch_size, block_size or the model smaller"
+        return ConfigError("memory", f"there is too little: {error or 'no details'}", fix)
+    if isinstance(error, OSError):  # of stdout: the floors below turn those of files into errors of their own
+        return DataError("output", f"cannot be written: {error.strerror}", "Check where it goes")
+    return error
+
+
+@contextmanager
+def _plain_stdout() -> Iterator[None]:
+    r"""Characters that the encoding of stdout lacks come out as \uXXXX, as they do on stderr; flushed at the end."""
+    stream = sys.stdout
+    if not isinstance(stream, TextIOWrapper):  # closed, or replaced by something that takes any text
+        yield
+        return
+    before = stream.errors
+    stream.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    finally:
+        stream.flush()
+        stream.reconfigure(errors=before)
+
+
+def _drop_output() -> None:
+    """Keep Python from flushing, at its end, what could not be written: it would fail again."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(nowhere, stream.fileno())

@@ -1,0 +1,156 @@
+"""Which verbs and flags there are, and what `--help` says of them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import textwrap
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NoReturn
+
+from minitransformer.cli import verbs
+from minitransformer.cli.settings import SETTINGS, number, whole
+from minitransformer.data.corpora import corpora
+from minitransformer.errors import ConfigError
+from minitransformer.version import __version__
+
+_MAIN_SETTINGS = {
+    "out_dir": "new folder for the run (default: runs/<data>-<n>)",
+    "max_steps": "steps to train",
+    "learning_rate": "highest learning rate",
+    "batch_size": "rows in a batch",
+    "block_size": "tokens in a row, the context",
+    "n_layer": "layers",
+    "n_head": "attention heads",
+    "n_embd": "width of the model",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """Refuses as the rest of the package does: `ConfigError`, with the nearest name of an unknown flag."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        namespace, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            close = get_close_matches(unknown[0].split("=")[0], self._option_string_actions, n=1)
+            self._refuse(f"unknown argument {unknown[0]!r}", f"Did you mean {close[0]}?" if close else "")
+        return namespace, unknown
+
+    def error(self, message: str) -> NoReturn:
+        self._refuse(message, "")
+
+    def _refuse(self, problem: str, fix: str) -> NoReturn:
+        raise ConfigError(self.prog.partition(" ")[2] or "usage", problem, fix or f"See `{self.prog} --help`")
+
+
+def parser() -> Parser:
+    """The parser of the whole command line; each verb leaves its function in `run`."""
+    parser = Parser(
+        prog="minitransformer",
+        description="Train and use small transformers on a CPU, from scratch in Python.",
+        epilog="example: minitransformer train --max-steps 200",
+    )
+    parser.add_argument("--version", action="version", version=f"minitransformer {__version__}")
+    places = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    _add_train(places)
+    resume = _add(places, "resume", verbs.resume, "go on with a run, bit for bit", "resume runs/python-docs-1")
+    resume.add_argument("path", metavar="RUN", help="folder of the run")
+    resume.add_argument("--max-steps", type=whole, metavar="N", help="train up to this step instead")
+    _add_generate(places)
+    eval_ = _add(places, "eval", verbs.evaluate, "loss, perplexity and bits per byte", "eval runs/python-docs-1")
+    eval_.add_argument("path", metavar="RUN", help="folder of a run or of a saved model")
+    eval_.add_argument("--data", metavar="NAME_OR_PATH", help="other text, used whole (default: its validation text)")
+    _add_bench(places)
+    return parser
+
+
+def _add(places: Any, name: str, run: Any, text: str, example: str, **options: Any) -> argparse.ArgumentParser:
+    parser = places.add_parser(
+        name,
+        help=text,
+        description=text[0].upper() + text[1:] + ".",
+        epilog=f"example: minitransformer {example}",
+        **options,
+    )
+    parser.set_defaults(run=run)
+    parser.add_argument("--seed", type=whole, metavar="S", help="decides every random number (default: always 0)")
+    parser.add_argument("--threads", type=whole, metavar="N", help="threads to use (default: all cores)")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def _add_train(places: Any) -> None:
+    usage = "minitransformer train [--data NAME_OR_PATH] [--SETTING VALUE ...]"
+    parser = _add(places, "train", verbs.train, "train a GPT on a text", "train --max-steps 200", usage=usage)
+    parser.add_argument(
+        "--data",
+        default="python-docs",
+        metavar="WHAT",
+        help=f"{', '.join(corpora())}, or a path (default: %(default)s)",
+    )
+    parser.add_argument("--tokenizer", default="char", metavar="KIND", help="char or byte (default: %(default)s)")
+    rest = SETTINGS.keys() - _MAIN_SETTINGS.keys()
+    for name in sorted(SETTINGS, key=[*_MAIN_SETTINGS, *SETTINGS].index):
+        setting, text = SETTINGS[name], _MAIN_SETTINGS.get(name, argparse.SUPPRESS)
+        if name not in rest and setting.default is not None:
+            text = f"{text} (default: {setting.shown})"
+        parser.add_argument(
+            setting.flag, dest=name, type=setting.parse, default=argparse.SUPPRESS, metavar="X", help=text
+        )
+    # A flag and its default stay on one line: the blank between them comes after the wrapping.
+    words = "  ".join(f"{setting.flag}\0{setting.shown}" for name, setting in SETTINGS.items() if name in rest)
+    lines = textwrap.wrap(words, 78, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
+    parser.epilog = "\n".join(
+        [
+            "every other setting, with its default:",
+            *(line.replace("\0", " ") for line in lines),
+            "what they mean: python -m pydoc minitransformer.TrainConfig",
+            "                python -m pydoc minitransformer.GPTConfig",
+            "",
+            str(parser.epilog),
+        ]
+    )
+
+
+def _add_generate(places: Any) -> None:
+    example = "generate runs/python-docs-1 --prompt 'The '"
+    parser = _add(places, "generate", verbs.generate, "continue a text", example)
+    parser.add_argument("path", metavar="RUN", help="folder of a run or of a saved model")
+    parser.add_argument("--prompt", metavar="TEXT", help="text to continue (default: a new line)")
+    for name, parse, default, text in (
+        ("max-new-tokens", whole, 500, "how many"),
+        ("temperature", number, 0.8, "lower is safer; 0 always takes the likeliest token"),
+        ("top-k", whole, None, "draw from this many of the likeliest tokens"),
+        ("top-p", number, None, "draw from the likeliest that together reach this probability"),
+        ("min-p", number, None, "draw from those with this share of the highest probability"),
+        ("repetition-penalty", number, 1.0, "above 1: repeat less"),
+    ):
+        shown = text if default is None else f"{text} (default: {default})"
+        parser.add_argument(f"--{name}", type=parse, default=default, metavar="X", help=shown)
+
+
+def _add_bench(places: Any) -> None:
+    parser = places.add_parser(
+        "bench",
+        help="measure speed beside PyTorch",
+        description="Measure speed beside PyTorch.",
+        epilog="example: minitransformer bench step",
+    )
+    whats = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
+    step = _add(whats, "step", verbs.bench_step, "one training step beside PyTorch's", "bench step --json step.json")
+    text = "a whole training beside PyTorch's"
+    loss = _add(whats, "time-to-loss", verbs.bench_time_to_loss, text, "bench time-to-loss --max-steps 500")
+    loss.add_argument("--max-steps", type=whole, default=1000, metavar="N", help="steps (default: %(default)s)")
+    for what in (step, loss):
+        what.add_argument("--json", type=_writable, metavar="OUT", help="also write the figures to this file")
+
+
+def _writable(text: str) -> Path:
+    """Refused now rather than after the minutes that a measurement takes."""
+    if Path(text).is_dir() or not os.access(Path(text).parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"expected a file in a folder that can be written to, got {text!r}")
+    return Path(text)

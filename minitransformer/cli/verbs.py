@@ -1,0 +1,237 @@
+"""The verbs: each is one function over functions of the floors below, and returns the exit status."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import warnings
+from argparse import Namespace
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minitransformer import metrics, training
+from minitransformer.checkpoint import RunFolder, next_run_folder
+from minitransformer.cli.settings import SETTINGS
+from minitransformer.data import Corpus, TokenDataset, corpus, load_tokenizer, prepare
+from minitransformer.data.corpora import corpora
+from minitransformer.data.tokenizers import Tokenizer
+from minitransformer.errors import CheckpointError, ConfigError, DataError
+from minitransformer.models import GPT, GPTConfig, Model, from_pretrained, pretrained_folder
+from minitransformer.models.base import config_from_dict
+from minitransformer.random import manual_seed
+from minitransformer.threads import Workers, get_num_threads, set_num_threads, single_threaded_blas
+from minitransformer.training import TrainConfig, Trainer
+
+_SAMPLE: dict[str, Any] = {"max_new_tokens": 300, "temperature": 0.8}
+_EVAL_ROWS = 12
+
+
+def say(text: str) -> None:
+    """Messages go to stderr, so that stdout holds only what was asked for."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def train(arguments: Namespace) -> int:
+    source = _find_corpus(arguments.data)
+    settings: dict[type, dict[str, Any]] = {GPTConfig: {}, TrainConfig: {}}
+    for name, setting in SETTINGS.items():
+        settings[setting.config][name] = getattr(arguments, name, setting.default)
+    given = {name: value for name in ("seed", "threads") if (value := getattr(arguments, name)) is not None}
+    config = config_from_dict(TrainConfig, {**settings[TrainConfig], **given})
+    if config.out_dir is None:
+        config = replace(config, out_dir=str(next_run_folder("runs", source.name)))
+    train_data, eval_data = prepare(source, arguments.tokenizer, settings[GPTConfig]["block_size"])
+    assert train_data.tokenizer is not None
+    manual_seed(config.seed)
+    vocab_size = train_data.tokenizer.vocab_size
+    model = GPT(config_from_dict(GPTConfig, {**settings[GPTConfig], "vocab_size": vocab_size}))
+    say(
+        f"{source.name}: {train_data.tokens.size:,} tokens to train, {eval_data.tokens.size:,} to validate, "
+        f"vocabulary {vocab_size}; {model.num_parameters():,} parameters; run {config.out_dir}"
+    )
+    return _finish(Trainer(model, config, train_data, eval_data), train_data, resume=False)
+
+
+def resume(arguments: Namespace) -> int:
+    if arguments.seed is not None:
+        raise ConfigError("resume", "a run keeps its seed", "Leave out --seed")
+    run = RunFolder.open(arguments.path)
+    if not ((run.path / "last.json").exists() or (run.path / "best.json").exists()):
+        raise CheckpointError("resume", f"{run.path} was stopped before its first checkpoint", "Start another run")
+    checkpoint = run.load("last")
+    overrides = {"out_dir": arguments.path, "max_steps": arguments.max_steps, "threads": arguments.threads}
+    given = {name: value for name, value in overrides.items() if value is not None}
+    config = config_from_dict(TrainConfig, {**run.description["train"], **given})
+    if checkpoint.step >= config.max_steps:
+        command = f"minitransformer resume {shlex.quote(arguments.path)} --max-steps {2 * checkpoint.step or 1000}"
+        say(f"{arguments.path} is finished after step {checkpoint.step}; to train longer: {command}")
+        return 0
+    train_data, eval_data = _data_of_run(run, checkpoint.folder)
+    model = GPT(config_from_dict(GPTConfig, run.description["model"]))
+    return _finish(Trainer(model, config, train_data, eval_data), train_data, resume=True)
+
+
+def _finish(trainer: Trainer, data: TokenDataset, *, resume: bool) -> int:
+    """Train, say how it ended, print a sample."""
+    folder = shlex.quote(str(trainer.config.out_dir))
+    try:
+        result = trainer.train(resume=resume)
+    except KeyboardInterrupt:  # the second one: the first ends the training in good order
+        say(f"\nstopped at once; from the last checkpoint, go on with: minitransformer resume {folder}")
+        return 130
+    if result.reason == "interrupted":
+        say(f"interrupted after step {result.steps}, saved; go on with: minitransformer resume {folder}")
+        return 130
+    best = "" if result.best_val_loss is None else f", best val loss {result.best_val_loss:.4f}"
+    say(f"{result.reason} after step {result.steps}{best}; saved in {folder}; a sample:")
+    assert data.tokenizer is not None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # nobody asked for a text longer than block_size
+        _print_continuation(trainer.model, data.tokenizer, None, seed=trainer.config.seed, **_SAMPLE)
+    say(f"more: minitransformer generate {folder} --prompt TEXT")
+    return 0
+
+
+def generate(arguments: Namespace) -> int:
+    model, tokenizer, _ = _load(arguments.path)
+    names = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
+    options = {name: getattr(arguments, name) for name in names}
+    for name in ("top_k", "top_p", "min_p"):
+        if options["temperature"] == 0 and options[name] is not None:
+            problem = f"--{name.replace('_', '-')} restricts a draw, and at temperature 0 nothing is drawn"
+            raise ConfigError("generate", problem, "Leave out one of the two")
+    _set_threads(arguments)
+    _print_continuation(model, tokenizer, arguments.prompt, **options)
+    return 0
+
+
+def _print_continuation(
+    model: Any, tokenizer: Tokenizer, prompt: str | None, temperature: float, **options: Any
+) -> None:
+    """Print `prompt` (None: a new line, or the first character there is) and what follows, as it is made."""
+    if prompt == "":
+        raise ConfigError("generate", "the prompt is empty", "Give at least one character: --prompt TEXT")
+    try:
+        ids = tokenizer.encode("\n" if prompt is None else prompt)
+    except DataError:
+        if prompt is not None:
+            raise
+        ids = np.zeros(1, np.int64)
+    sampling: dict[str, Any] = {"do_sample": False}
+    if temperature != 0:
+        sampling = {"do_sample": True, "temperature": temperature}
+    with single_threaded_blas():  # the products of one token are too small to share
+        model.generate(ids[None], streamer=_Printer(tokenizer, ids), **sampling, **options)
+
+
+class _Printer:
+    """Prints tokens as whole characters; the prompt comes with the first, when the settings are known to be fine."""
+
+    def __init__(self, tokenizer: Tokenizer, prompt: np.ndarray) -> None:
+        self._decoder = tokenizer.stream_decoder()
+        self._text = self._decoder.feed(prompt)
+
+    def put(self, ids: np.ndarray) -> None:
+        print(self._text + self._decoder.feed(ids), end="", flush=True)
+        self._text = ""
+
+    def end(self) -> None:
+        print(self._text + self._decoder.finish(), flush=True)
+
+
+def evaluate(arguments: Namespace) -> int:
+    model, tokenizer, folder = _load(arguments.path)
+    T = model.config.block_size
+    if arguments.data is None:
+        _, dataset = _data_of_run(RunFolder.open(arguments.path), folder)
+        text = "its validation text"
+    else:
+        text = arguments.data
+        ids = np.concatenate([tokenizer.encode(piece) for piece in _find_corpus(text).chunks()])
+        dataset = TokenDataset(ids, max(1, min(T, ids.size - 1)))
+    targets = dataset.tokens[1:]  # the first token is given
+    say(f"{folder} on {text}: {targets.size:,} tokens")
+    _set_threads(arguments)
+    from tqdm import tqdm
+
+    total = -(-targets.size // (_EVAL_ROWS * dataset.block_size))
+    with single_threaded_blas(), Workers(get_num_threads()) as workers:
+        batches = tqdm(dataset.sequential(_EVAL_ROWS), total=total, unit="batch", disable=not sys.stderr.isatty())
+        loss = training.evaluate(model, batches, workers)
+    size = len(tokenizer.decode_bytes(targets))
+    print(f"loss           {loss:.4f} nats per token")
+    print(f"perplexity     {metrics.perplexity(loss):.3f}")
+    print(f"bits per byte  {metrics.bits_per_byte(loss, targets.size, size):.4f}")
+    return 0
+
+
+def bench_step(arguments: Namespace) -> int:
+    from minitransformer.bench import step
+    from minitransformer.bench.recipe import RECIPE
+
+    _set_threads(arguments)
+    step.run(_seeded(RECIPE, arguments), json_path=arguments.json)
+    return 0
+
+
+def bench_time_to_loss(arguments: Namespace) -> int:
+    from minitransformer.bench import time_to_loss
+    from minitransformer.bench.recipe import RECIPE
+
+    _set_threads(arguments)
+    time_to_loss.run(_seeded(RECIPE, arguments), steps=arguments.max_steps, json_path=arguments.json)
+    return 0
+
+
+# --- shared by the verbs ---------------------------------------------------------------------------------
+
+
+def _seeded(recipe: Any, arguments: Namespace) -> Any:
+    return recipe if arguments.seed is None else replace(recipe, train=replace(recipe.train, seed=arguments.seed))
+
+
+def _set_threads(arguments: Namespace) -> None:
+    if arguments.threads is not None:
+        set_num_threads(arguments.threads)
+
+
+def _find_corpus(name_or_path: str) -> Corpus:
+    """A known corpus, or a path made absolute, so that a run finds it again from any folder."""
+    if not name_or_path or name_or_path in corpora() or not Path(name_or_path).exists():
+        return corpus(name_or_path)
+    return corpus(Path(name_or_path).resolve())
+
+
+def _load(path: str) -> tuple[Model, Tokenizer, Path]:
+    """The model at `path`, its tokenizer, and the folder that they lie in."""
+    folder = pretrained_folder(path)
+    model = from_pretrained(folder)
+    if not (folder / "tokenizer.json").exists():
+        raise CheckpointError(
+            "tokenizer", f"{folder} holds a model without one", "Put it there: tokenizer.save(folder)"
+        )
+    return model, load_tokenizer(folder), folder
+
+
+def _data_of_run(run: RunFolder, checkpoint: Path) -> tuple[TokenDataset, TokenDataset]:
+    """The data a run was started with, encoded by the tokenizer of a checkpoint."""
+    source = run.description["data"]
+    if not source or "corpus" not in source:
+        fix = "Use Trainer.train(resume=True) in Python, or eval --data PATH"
+        raise CheckpointError("data", f"{run.path} does not say which text it was trained on", fix)
+    fix = f"Restore the text that {run.path} was trained on"
+    try:
+        train_data, eval_data = prepare(
+            corpus(source["corpus"]),
+            load_tokenizer(checkpoint),
+            source["block_size"],
+            validation_fraction=source["validation_fraction"],
+        )
+    except DataError as error:
+        raise DataError(error.op, error.problem, fix) from error
+    if train_data.source != source:
+        raise DataError(f"corpus {source['corpus']!r}", "has changed since the run was started", fix)
+    return train_data, eval_data
