@@ -161,7 +161,7 @@ def test_refused_to_generate(refused: Refused, run: str) -> None:
     drawn = "restricts a draw, and at temperature 0 nothing is drawn. Leave out one of the two."
     for flags, message in {
         "--prompt ''": "generate: the prompt is empty. Give at least one character: --prompt TEXT.",
-        "--prompt 'to bé'": "encode: character 'é' (U+00E9) at position 4 is not among the 8 characters ",
+        "--prompt 'to bé'": "encode: character 'é' (U+00E9) at position 4 is not among the 9 characters ",
         "--temperature 0 --top-k 3": f"generate: --top-k {drawn}",
         "--temperature 0 --min-p 0.5": f"generate: --min-p {drawn}",
         "--temperature -1": "generate: temperature is -1.0, expected a positive number. ",
@@ -214,7 +214,7 @@ def test_a_changed_text(refused: Refused, run: str) -> None:
     for changed, problem in {
         text.replace("not", "ton"): "corpus 'text.txt': has changed since the run was started",
         text + "\n": "corpus 'text.txt': has changed since the run was started",
-        text + "!": "corpus 'text.txt': character '!' (U+0021) at position 400 is not among the 8 characters this "
+        text + "!": "corpus 'text.txt': character '!' (U+0021) at position 400 is not among the 9 characters this "
         "tokenizer was trained on (of the piece that begins at character 0)",
         "": "corpus 'text.txt': is empty",
     }.items():

@@ -97,14 +97,14 @@ def _finish(trainer: Trainer, data: TokenDataset, *, resume: bool) -> int:
 
 def generate(arguments: Namespace) -> int:
     model, tokenizer, _ = _load(arguments.path)
-    names = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
+    names = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")
     options = {name: getattr(arguments, name) for name in names}
     for name in ("top_k", "top_p", "min_p"):
         if options["temperature"] == 0 and options[name] is not None:
             problem = f"--{name.replace('_', '-')} restricts a draw, and at temperature 0 nothing is drawn"
             raise ConfigError("generate", problem, "Leave out one of the two")
     _set_threads(arguments)
-    _print_continuation(model, tokenizer, arguments.prompt, **options)
+    _print_continuation(model, tokenizer, arguments.prompt, seed=arguments.seed or 0, **options)
     return 0
 
 
@@ -210,9 +210,8 @@ def _load(path: str) -> tuple[Model, Tokenizer, Path]:
     folder = pretrained_folder(path)
     model = from_pretrained(folder)
     if not (folder / "tokenizer.json").exists():
-        raise CheckpointError(
-            "tokenizer", f"{folder} holds a model without one", "Put it there: tokenizer.save(folder)"
-        )
+        fix = "Put it there with tokenizer.save(folder)"
+        raise CheckpointError("tokenizer", f"{folder} holds a model and no tokenizer.json", fix)
     return model, load_tokenizer(folder), folder
 
 
