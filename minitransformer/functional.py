@@ -169,18 +169,8 @@ def flex_attention(
             raise DTypeError(op, "a buffer requires a gradient, which buffers do not get", "Pass buffer.detach()")
         arrays.append(np.asarray(as_array(op, buffer)))
     q, k, v = (_require_array(op, x) for x in (query, key, value))
-    problem = make_problem(
-        op,
-        q,
-        k,
-        v,
-        scale=scale,
-        enable_gqa=enable_gqa,
-        score_mod=score_mod,
-        score_mod_grad=score_mod_grad,
-        buffers=tuple(arrays),
-        dropout_p=dropout_p,
-    )
+    mods: dict[str, Any] = {"score_mod": score_mod, "score_mod_grad": score_mod_grad, "buffers": tuple(arrays)}
+    problem = make_problem(op, q, k, v, scale=scale, enable_gqa=enable_gqa, dropout_p=dropout_p, **mods)
     B, H, T, _ = q.shape
     mask, _ = split_mask(op, block_mask, B, H, T, k.shape[2])
     problem = problem._replace(mask=mask, dropout_key=random.next_key() if dropout_p else None)

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cached_property
 from typing import NamedTuple
 from zlib import crc32
 
@@ -100,7 +101,10 @@ class _Process:
     def __init__(self, seed: int) -> None:
         self.seed = seed
         self.calls = itertools.count()
-        self.generator = np.random.Generator(np.random.Philox(key=seed))
+
+    @cached_property
+    def generator(self) -> np.random.Generator:  # made when first asked for: numpy.random is slow to import
+        return np.random.Generator(np.random.Philox(key=self.seed))
 
 
 _process = _Process(0)

@@ -21,9 +21,7 @@ from minitransformer.threads import get_num_threads
 
 # No deadline anywhere: the first call of a kernel compiles it, and the machine may be shared. The prefix
 # keeps clear of Hypothesis's own profile named `ci`.
-settings.register_profile(
-    "mt-dev", deadline=None, max_examples=20, suppress_health_check=[HealthCheck.too_slow]
-)
+settings.register_profile("mt-dev", deadline=None, max_examples=20, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("mt-ci", settings.get_profile("mt-dev"), max_examples=50, derandomize=True)
 settings.register_profile("mt-thorough", settings.get_profile("mt-dev"), max_examples=1000)
 settings.load_profile(os.environ.get("MT_PROFILE", "mt-ci" if os.environ.get("CI") else "mt-dev"))
@@ -67,9 +65,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_collection_finish() -> None:
     if "torch" in sys.modules:
-        raise pytest.UsageError(
-            "a test file imports torch while it is collected; import it in its peers tests"
-        )
+        raise pytest.UsageError("a test file imports torch while it is collected; import it in its peers tests")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -17,9 +17,7 @@ import minitransformer
 from minitransformer import errors
 
 PACKAGE = Path(minitransformer.__file__).parent
-ERRORS = [
-    c for c in vars(errors).values() if inspect.isclass(c) and issubclass(c, errors.MiniTransformerError)
-]
+ERRORS = [c for c in vars(errors).values() if inspect.isclass(c) and issubclass(c, errors.MiniTransformerError)]
 
 
 def test_import_loads_nothing_heavy() -> None:
@@ -46,9 +44,7 @@ def test_version_is_a_literal_and_is_the_installed_one() -> None:
     ]
     assert literals == [minitransformer.__version__]
     installed = {d.version for d in importlib.metadata.distributions(name="minitransformer")}
-    assert installed <= {minitransformer.__version__}, (
-        "the package was installed at another version: install it again"
-    )
+    assert installed <= {minitransformer.__version__}, "the package was installed at another version: install it again"
 
 
 def test_require_returns_what_is_installed() -> None:
@@ -58,9 +54,7 @@ def test_require_returns_what_is_installed() -> None:
 def test_require_names_the_pip_line() -> None:
     with pytest.raises(errors.MissingExtraError) as caught:
         errors.require("no_such_module", extra="plot", purpose="loss curve")
-    assert str(caught.value).startswith(
-        "loss curve: needs the package 'no_such_module', which is not installed. "
-    )
+    assert str(caught.value).startswith("loss curve: needs the package 'no_such_module', which is not installed. ")
     assert 'pip install "minitransformer[plot]"' in str(caught.value)
 
 
@@ -81,9 +75,7 @@ def test_errors_have_one_form_and_can_be_copied(kind: type[errors.MiniTransforme
 
 @pytest.mark.parametrize("kind", [kind for kind in ERRORS if kind is not errors.MiniTransformerError])
 def test_errors_are_caught_as_the_builtin_too(kind: type[errors.MiniTransformerError]) -> None:
-    builtin = [
-        c for c in kind.__mro__ if c.__module__ == "builtins" and c not in (Exception, BaseException, object)
-    ]
+    builtin = [c for c in kind.__mro__ if c.__module__ == "builtins" and c not in (Exception, BaseException, object)]
     assert builtin
     with pytest.raises(builtin[0]):
         raise kind("linear", "expected width 4, got 3", "Transpose the weight.")

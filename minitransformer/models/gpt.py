@@ -37,6 +37,11 @@ INIT_STD = 0.02  # of all weights; residual projections are scaled down by the n
 class GPTConfig:
     """The shape of a GPT; the defaults are GPT-2's smallest.
 
+    `positions` is "learned", "sinusoidal", "rope", "alibi" or None, `norm` "layer" or "rms", `ffn` "gelu" (the
+    tanh form), "relu" or "swiglu", `attention` "full" or "window". `block_size` is the longest sequence with
+    learned or sinusoidal positions, and how far back a token sees with the others. `tie_weights` uses the token
+    embedding as output matrix; `bias` is for all linear layers and layer norms.
+
     `n_inner` is the feed-forward width: 4 n_embd, or 8/3 n_embd up to a multiple of 8 for "swiglu", which
     has three matrices instead of two. `n_kv_head` < n_head shares keys and values. With
     attention="window" each token sees itself and the `window - 1` before it.

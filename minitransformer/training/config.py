@@ -22,6 +22,10 @@ _CHOICES = {
 class TrainConfig:
     """Settings of `Trainer`; the defaults are nanoGPT's recipe for a CPU.
 
+    `schedule` is "cosine", "linear", "constant", "noam" or "warmup_stable_decay", `optimizer` "adamw", "adam" or
+    "sgd". Every `eval_interval` steps, and at the end, the validation loss is taken over `eval_batches` batches;
+    every `save_interval` steps, and whenever that loss is the best so far, a checkpoint is saved.
+
     Batches, dropout and so the trained bits are a function of `seed` and `shards`, not of `threads`.
     `out_dir` is any path, kept as a string; None saves nothing. Intervals count steps. `betas` are those of
     Adam; SGD takes the first as its momentum. `weight_decay` and `l1` act on weights with two or more

@@ -36,9 +36,7 @@ def pieces_of(text: str, size: int) -> Iterable[str]:
 
 
 @given(datasets(), counters, counters, st.integers(1, 5))
-def test_a_batch_holds_windows_and_the_tokens_that_follow(
-    data: TokenDataset, seed: int, step: int, B: int
-) -> None:
+def test_a_batch_holds_windows_and_the_tokens_that_follow(data: TokenDataset, seed: int, step: int, B: int) -> None:
     batch = data.batch(seed, step, B)
     assert sorted(batch) == ["input_ids", "targets"]
     for array in batch.values():
@@ -249,9 +247,7 @@ class NeverWhole(Corpus):
 
 
 @pytest.mark.parametrize("kind", ["char", "byte"])
-def test_a_large_corpus_is_never_in_memory(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_large_corpus_is_never_in_memory(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batches, "RAM_BYTES", 1 << 18)
     piece = "Ein Zwerg, der läuft.\n" * 1000
 

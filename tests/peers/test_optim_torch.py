@@ -69,9 +69,7 @@ def groups(theirs: list[Any], weight_decay: float) -> list[dict[str, Any]]:
         (AdamW, "AdamW", {"lr": 0.01, "betas": (0.0, 0.0), "eps": 1e-3}),
     ],
 )
-def test_steps(
-    ours_class: Callable[..., Any], theirs_name: str, options: dict[str, Any], weight_decay: float
-) -> None:
+def test_steps(ours_class: Callable[..., Any], theirs_name: str, options: dict[str, Any], weight_decay: float) -> None:
     import torch
 
     ours, theirs = pair(seed=0)
