@@ -24,7 +24,8 @@ class MiniTransformerError(Exception):
         self.op, self.problem, self.fix = op, problem, fix
 
     def __str__(self) -> str:
-        end = "" if self.fix.endswith((".", "?", "!")) else "."
+        # A command to copy stands alone: a period would become part of it.
+        end = "" if self.fix.endswith((".", "?", "!")) or self.fix.startswith("Run: ") else "."
         return f"{self.op}: {self.problem}. {self.fix}{end}"
 
 
