@@ -16,7 +16,7 @@ import numpy as np
 
 from minitransformer import random
 from minitransformer.autograd import as_array, no_grad
-from minitransformer.errors import ConfigError, DTypeError, ShapeError
+from minitransformer.errors import ConfigError, DTypeError, NonFiniteError, ShapeError
 
 
 class Streamer(Protocol):
@@ -56,7 +56,8 @@ def generate(
     on the left, with 0 in `attention_mask` (B, T). `seed` makes the draws a function of (seed, step, row).
 
     Past block_size, models with learned or sinusoidal positions re-read the last block_size tokens for
-    every new one (a warning says so once); others slide. Raises ConfigError for settings out of range.
+    every new one (a warning says so once); others slide. Raises ConfigError for settings out of range,
+    NonFiniteError for NaN logits.
     """
     _check_settings(
         do_sample,
@@ -79,6 +80,8 @@ def generate(
         with no_grad():
             for step in range(max_new_tokens):
                 logits = stepper.logits(ids, real).astype(np.float64)  # (B, V)
+                if np.isnan(logits).any():
+                    raise NonFiniteError("generate", "the logits are NaN", "Load an earlier checkpoint")
                 if repetition_penalty != 1:
                     _penalise(logits, ids, real, repetition_penalty)
                 if do_sample:

@@ -20,7 +20,6 @@ from minitransformer.data.corpora import corpora
 from minitransformer.data.tokenizers import Tokenizer
 from minitransformer.errors import CheckpointError, ConfigError, DataError
 from minitransformer.models import GPT, GPTConfig, Model, from_pretrained, pretrained_folder
-from minitransformer.models.base import config_from_dict
 from minitransformer.random import manual_seed
 from minitransformer.threads import Workers, get_num_threads, set_num_threads, single_threaded_blas
 from minitransformer.training import TrainConfig, Trainer
@@ -40,14 +39,14 @@ def train(arguments: Namespace) -> int:
     for name, setting in SETTINGS.items():
         settings[setting.config][name] = getattr(arguments, name, setting.default)
     given = {name: value for name in ("seed", "threads") if (value := getattr(arguments, name)) is not None}
-    config = config_from_dict(TrainConfig, {**settings[TrainConfig], **given})
+    config = TrainConfig(**{**settings[TrainConfig], **given})
     if config.out_dir is None:
         config = replace(config, out_dir=str(next_run_folder("runs", source.name)))
     train_data, eval_data = prepare(source, arguments.tokenizer, settings[GPTConfig]["block_size"])
     assert train_data.tokenizer is not None
     manual_seed(config.seed)
     vocab_size = train_data.tokenizer.vocab_size
-    model = GPT(config_from_dict(GPTConfig, {**settings[GPTConfig], "vocab_size": vocab_size}))
+    model = GPT(GPTConfig(**{**settings[GPTConfig], "vocab_size": vocab_size}))
     say(
         f"{source.name}: {train_data.tokens.size:,} tokens to train, {eval_data.tokens.size:,} to validate, "
         f"vocabulary {vocab_size}; {model.num_parameters():,} parameters; run {config.out_dir}"
@@ -64,13 +63,13 @@ def resume(arguments: Namespace) -> int:
     checkpoint = run.load("last")
     overrides = {"out_dir": arguments.path, "max_steps": arguments.max_steps, "threads": arguments.threads}
     given = {name: value for name, value in overrides.items() if value is not None}
-    config = config_from_dict(TrainConfig, {**run.description["train"], **given})
+    config = TrainConfig(**{**run.description["train"], **given})
     if checkpoint.step >= config.max_steps:
         command = f"minitransformer resume {shlex.quote(arguments.path)} --max-steps {2 * checkpoint.step or 1000}"
         say(f"{arguments.path} is finished after step {checkpoint.step}; to train longer: {command}")
         return 0
     train_data, eval_data = _data_of_run(run, checkpoint.folder)
-    model = GPT(config_from_dict(GPTConfig, run.description["model"]))
+    model = GPT(GPTConfig(**run.description["model"]))
     return _finish(Trainer(model, config, train_data, eval_data), train_data, resume=True)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from minitransformer.checkpoint import RunFolder
 from minitransformer.errors import CheckpointError, nearest
 from minitransformer.files import read_json
-from minitransformer.models.base import Model, ModelOutput, config_from_dict, read_weights
+from minitransformer.models.base import Model, ModelOutput, read_weights
 from minitransformer.models.gpt import GPT, GPTConfig
 
 __all__ = ["GPT", "GPTConfig", "Model", "ModelOutput", "from_pretrained", "pretrained_folder"]
@@ -43,7 +43,7 @@ def from_pretrained(folder: str | Path) -> Model:
         raise CheckpointError("from_pretrained", f"unknown model_type {kind!r}", nearest(str(kind), _MODELS))
     model_type, config_type = _MODELS[kind]
     arrays, dtype = read_weights(place / "model.safetensors")
-    model = model_type(config_from_dict(config_type, config))
+    model = model_type(config_type(**config))
     model.to(dtype)
     model.load_state_dict(arrays)
     model.eval()

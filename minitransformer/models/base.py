@@ -16,7 +16,7 @@ from minitransformer.files import json_bytes, make_folders, refusals_of_the_syst
 from minitransformer.nn.kv_cache import KVCache
 from minitransformer.nn.module import Module
 
-C = TypeVar("C")
+C = TypeVar("C", bound="Config")
 
 
 @dataclass(frozen=True)
@@ -30,13 +30,15 @@ class ModelOutput:
     cache: KVCache | None = None
 
 
-def config_from_dict(cls: type[C], fields: dict[str, Any]) -> C:
-    """A config dataclass from a dict; `ConfigError` with the nearest name for a field it does not have."""
-    known = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
-    for name in fields:
-        if name not in known:
-            raise ConfigError(cls.__name__, f"has no field {name!r}", nearest(name, known))
-    return cls(**fields)
+class Config:
+    """Base of config dataclasses: a field that does not exist is a `ConfigError` with the nearest name."""
+
+    def __new__(cls: type[C], *args: Any, **fields: Any) -> C:
+        known = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+        for name in fields:
+            if name not in known:
+                raise ConfigError(cls.__name__, f"has no field {name!r}", nearest(name, known))
+        return super().__new__(cls)
 
 
 class Model(Module):

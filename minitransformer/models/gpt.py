@@ -13,7 +13,7 @@ from minitransformer import random
 from minitransformer.autograd import Tensor, as_array
 from minitransformer.errors import ConfigError, DTypeError, RangeError, ShapeError
 from minitransformer.generate import generate
-from minitransformer.models.base import Model, ModelOutput
+from minitransformer.models.base import Config, Model, ModelOutput
 from minitransformer.nn.attention import MultiHeadAttention
 from minitransformer.nn.dropout import Dropout
 from minitransformer.nn.embedding import Embedding
@@ -34,7 +34,7 @@ INIT_STD = 0.02  # of all weights; residual projections are scaled down by the n
 
 
 @dataclass(frozen=True)
-class GPTConfig:
+class GPTConfig(Config):
     """The shape of a GPT; the defaults are GPT-2's smallest.
 
     `positions` is "learned", "sinusoidal", "rope", "alibi" or None, `norm` "layer" or "rms", `ffn` "gelu" (the

@@ -9,6 +9,7 @@ from typing import Any
 
 from minitransformer.autograd import check_device
 from minitransformer.errors import ConfigError
+from minitransformer.models.base import Config
 from minitransformer.optim import schedules
 from minitransformer.random import check_seed
 
@@ -19,7 +20,7 @@ _CHOICES = {
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Config):
     """Settings of `Trainer`; the defaults are nanoGPT's recipe for a CPU.
 
     `schedule` is "cosine", "linear", "constant", "noam" or "warmup_stable_decay", `optimizer` "adamw", "adam" or

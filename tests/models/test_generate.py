@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tiny import BLOCK, Given, V, gpt, options, token_ids
 
 import minitransformer as mt
-from minitransformer.errors import ConfigError, DTypeError, RangeError, ShapeError
+from minitransformer.errors import ConfigError, DTypeError, NonFiniteError, RangeError, ShapeError
 from minitransformer.generate import generate
 
 TIGHT = {"rtol": 1e-12, "atol": 1e-12}
@@ -270,3 +270,10 @@ def test_a_wrong_prompt_is_refused(kind: type[Exception], ids: Any, mask: Any, m
     with pytest.raises(kind) as error:
         gpt().generate(np.asarray(ids), attention_mask=mask, max_new_tokens=1)
     assert message in str(error.value)
+
+
+def test_nan_weights_are_refused() -> None:
+    model = mt.GPT(mt.GPTConfig(vocab_size=5, block_size=4, n_layer=1, n_head=1, n_embd=4))
+    model.wte.weight.data = np.full((5, 4), np.nan, np.float32)
+    with pytest.raises(NonFiniteError, match=r"^generate: the logits are NaN\. Load an earlier checkpoint"):
+        model.generate(np.zeros((1, 2), int), max_new_tokens=1)

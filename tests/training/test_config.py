@@ -120,3 +120,11 @@ def test_warmup_stable_decay_falls_over_the_last_fifth() -> None:
     rate = config.learning_rate_schedule()
     assert {rate(step) for step in range(10, 80)} == {1.0}
     assert rate(90) == pytest.approx(0.5)
+
+
+def test_an_unknown_field_gives_the_nearest_name() -> None:
+    with pytest.raises(ConfigError, match=r"^TrainConfig: has no field 'lr_rate'\. "):
+        TrainConfig(lr_rate=1.0)  # type: ignore[call-arg]
+    with pytest.raises(ConfigError, match=r"^TrainConfig: has no field 'max_step'\. Did you mean 'max_steps'\?$"):
+        TrainConfig(max_step=1)  # type: ignore[call-arg]
+    assert dataclasses.replace(TrainConfig(), max_steps=7) == TrainConfig(max_steps=7)
