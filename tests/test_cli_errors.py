@@ -100,7 +100,7 @@ def test_refused_usage(refused: Refused) -> None:
         "train --n-lyer 2": "train: unknown argument '--n-lyer'. Did you mean --n-layer?",
         "train --max_steps=2": "train: unknown argument '--max_steps=2'. Did you mean --max-steps?",
         "train --max-step 2": "train: unknown argument '--max-step'. Did you mean --max-steps?",
-        "train text.txt": f"train: unknown argument 'text.txt'. {SEE}",
+        "train text.txt": "train: unknown argument 'text.txt'. To train on that text: --data text.txt.",
         "generate run --promt x": "generate: unknown argument '--promt'. Did you mean --prompt?",
         "generate run --prompt": "generate: argument --prompt: expected one argument. See ",
         "bench step --json no/where": "bench step: argument --json: expected a file in a folder that can be written "
@@ -175,7 +175,8 @@ def test_refused_to_generate(refused: Refused, run: str) -> None:
 def test_no_run(refused: Refused) -> None:
     Path("folder").mkdir()
     for verb in ("generate", "eval"):
-        for path in ("nowhere", "folder", "text.txt"):
+        assert refused(f"{verb} nowhere").startswith("from_pretrained: there is no folder nowhere. ")
+        for path in ("folder", "text.txt"):
             assert refused(f"{verb} {path}").startswith(
                 f"from_pretrained: {path} holds no model, looked for config.json. "
             )
@@ -209,7 +210,7 @@ def test_a_flipped_bit(refused: Refused, run: str, name: str) -> None:
 
 
 def test_a_changed_text(refused: Refused, run: str) -> None:
-    fix = "Restore the text that run was trained on."
+    fix = "Restore the text that run was trained on; eval takes another one with --data PATH."
     text = Path("text.txt").read_text(encoding="utf-8")
     for changed, problem in {
         text.replace("not", "ton"): "corpus 'text.txt': has changed since the run was started",
@@ -228,10 +229,12 @@ def test_a_changed_text(refused: Refused, run: str) -> None:
 def test_refused_to_resume(refused: Refused, run: str) -> None:
     assert refused("resume run --seed 3") == "resume: a run keeps its seed. Leave out --seed."
     assert refused("resume run --max-steps -1").startswith("TrainConfig: max_steps is -1, expected a whole number")
+    later = "Name a later step, or leave it out."
+    assert refused("resume run --max-steps 2") == f"resume: --max-steps is 2, and run is after step 3 already. {later}"
 
 
 def test_debug_shows_the_traceback() -> None:
-    with pytest.raises(CheckpointError, match="holds no model"):
+    with pytest.raises(CheckpointError, match="there is no folder"):
         main(["generate", "nowhere", "--debug"])
 
 

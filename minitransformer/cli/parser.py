@@ -37,7 +37,10 @@ class Parser(argparse.ArgumentParser):
         namespace, unknown = super().parse_known_args(args, namespace)
         if unknown:
             close = get_close_matches(unknown[0].split("=")[0], self._option_string_actions, n=1)
-            self._refuse(f"unknown argument {unknown[0]!r}", f"Did you mean {close[0]}?" if close else "")
+            fix = f"Did you mean {close[0]}?" if close else ""
+            if self.prog.endswith(" train") and Path(unknown[0]).exists():
+                fix = f"To train on that text: --data {unknown[0]}"
+            self._refuse(f"unknown argument {unknown[0]!r}", fix)
         return namespace, unknown
 
     def error(self, message: str) -> NoReturn:
@@ -59,7 +62,9 @@ def parser() -> Parser:
     _add_train(places)
     resume = _add(places, "resume", verbs.resume, "go on with a run, bit for bit", "resume runs/python-docs-1")
     resume.add_argument("path", metavar="RUN", help="folder of the run")
-    resume.add_argument("--max-steps", type=whole, metavar="N", help="train up to this step instead")
+    resume.add_argument(
+        "--max-steps", type=whole, metavar="N", help="train up to this step this time; the schedule ends there too"
+    )
     _add_generate(places)
     eval_ = _add(places, "eval", verbs.evaluate, "loss, perplexity and bits per byte", "eval runs/python-docs-1")
     eval_.add_argument("path", metavar="RUN", help="folder of a run or of a saved model")
@@ -122,7 +127,7 @@ def _add_generate(places: Any) -> None:
     parser.add_argument("path", metavar="RUN", help="folder of a run or of a saved model")
     parser.add_argument("--prompt", metavar="TEXT", help="text to continue (default: a new line)")
     for name, parse, default, text in (
-        ("max-new-tokens", whole, 500, "how many"),
+        ("max-new-tokens", whole, 500, "how many; past its context the model sees the last ones"),
         ("temperature", number, 0.8, "lower is safer; 0 always takes the likeliest token"),
         ("top-k", whole, None, "draw from this many of the likeliest tokens"),
         ("top-p", number, None, "draw from the likeliest that together reach this probability"),

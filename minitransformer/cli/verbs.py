@@ -64,11 +64,15 @@ def resume(arguments: Namespace) -> int:
     overrides = {"out_dir": arguments.path, "max_steps": arguments.max_steps, "threads": arguments.threads}
     given = {name: value for name, value in overrides.items() if value is not None}
     config = TrainConfig(**{**run.description["train"], **given})
+    if arguments.max_steps is not None and arguments.max_steps <= checkpoint.step:
+        problem = f"--max-steps is {arguments.max_steps}, and {arguments.path} is after step {checkpoint.step} already"
+        raise ConfigError("resume", problem, "Name a later step, or leave it out")
     if checkpoint.step >= config.max_steps:
         command = f"minitransformer resume {shlex.quote(arguments.path)} --max-steps {2 * checkpoint.step or 1000}"
         say(f"{arguments.path} is finished after step {checkpoint.step}; to train longer: {command}")
         return 0
     train_data, eval_data = _data_of_run(run, checkpoint.folder)
+    say(f"{arguments.path}: from step {checkpoint.step} to {config.max_steps}, on {run.description['data']['corpus']}")
     model = GPT(GPTConfig(**run.description["model"]))
     return _finish(Trainer(model, config, train_data, eval_data), train_data, resume=True)
 
@@ -87,9 +91,7 @@ def _finish(trainer: Trainer, data: TokenDataset, *, resume: bool) -> int:
     best = "" if result.best_val_loss is None else f", best val loss {result.best_val_loss:.4f}"
     say(f"{result.reason} after step {result.steps}{best}; saved in {folder}; a sample:")
     assert data.tokenizer is not None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # nobody asked for a text longer than block_size
-        _print_continuation(trainer.model, data.tokenizer, None, seed=trainer.config.seed, **_SAMPLE)
+    _print_continuation(trainer.model, data.tokenizer, None, seed=trainer.config.seed, **_SAMPLE)
     say(f"more: minitransformer generate {folder} --prompt TEXT")
     return 0
 
@@ -122,7 +124,9 @@ def _print_continuation(
     sampling: dict[str, Any] = {"do_sample": False}
     if temperature != 0:
         sampling = {"do_sample": True, "temperature": temperature}
-    with single_threaded_blas():  # the products of one token are too small to share
+    # The products of one token are too small to share. A warning would land in the middle of the text.
+    with single_threaded_blas(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         model.generate(ids[None], streamer=_Printer(tokenizer, ids), **sampling, **options)
 
 
@@ -220,7 +224,7 @@ def _data_of_run(run: RunFolder, checkpoint: Path) -> tuple[TokenDataset, TokenD
     if not source or "corpus" not in source:
         fix = "Use Trainer.train(resume=True) in Python, or eval --data PATH"
         raise CheckpointError("data", f"{run.path} does not say which text it was trained on", fix)
-    fix = f"Restore the text that {run.path} was trained on"
+    fix = f"Restore the text that {run.path} was trained on; eval takes another one with --data PATH"
     try:
         train_data, eval_data = prepare(
             corpus(source["corpus"]),

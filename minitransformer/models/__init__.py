@@ -18,6 +18,8 @@ _MODELS = {"GPT": (GPT, GPTConfig)}
 def pretrained_folder(path: str | Path) -> Path:
     """The folder with config.json for `path`: itself, or the best (else the last) checkpoint of a run."""
     path = Path(path)
+    if not path.exists():
+        raise CheckpointError("from_pretrained", f"there is no folder {path}", "Check the path, as with: ls runs")
     if not (path / "run.json").exists():
         return path
     run = RunFolder.open(path)

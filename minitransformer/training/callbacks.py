@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import dataclass
+from shutil import get_terminal_size
 from typing import Any, Protocol, TextIO
 
 from minitransformer.models.base import Model
@@ -66,25 +67,31 @@ class Progress(Callback):
             from tqdm import tqdm
 
             self._bar = tqdm(
-                total=self._total, initial=step, unit="step", file=self.stream, dynamic_ncols=True, leave=True
+                total=self._total,
+                initial=step,
+                file=self.stream,
+                ncols=get_terminal_size().columns,  # 80 where a terminal has no size
+                bar_format="{percentage:3.0f}%|{bar:4}| {n}/{total} {remaining}{postfix}",
             )
 
     def on_step(self, trainer: Training, record: dict[str, Any], timing: dict[str, Any]) -> None:
         step = record["step"]
-        if "val_loss" in record:
-            self._validation = f", val loss {record['val_loss']:.4f}"
-        text = (
-            f"loss {record['loss']:.4f}{self._validation}, lr {record['lr']:.2e}, "
-            f"grad norm {record['grad_norm']:.2f}, {timing['tokens_per_second']:,.0f} tokens/s"
-        )
-        if self._bar is not None:
-            self._bar.set_postfix_str(text, refresh=False)
+        pace = timing["tokens_per_second"]
+        if self._bar is not None:  # everything within 80 columns
+            if "val_loss" in record:
+                self._validation = f" val {record['val_loss']:.3f}"
+            self._bar.set_postfix_str(
+                f"loss {record['loss']:.3f}{self._validation} lr {record['lr']:.1e} "
+                f"norm {record['grad_norm']:.1f} {pace:,.0f} tok/s",
+                refresh=False,
+            )
             self._bar.update()
         elif step % max(1, self._total // 20) == 0 or step == self._total or "val_loss" in record:
-            pace = (time.perf_counter() - self._started) / (step - self._first)
-            left = int(pace * (self._total - step))
+            left = int((time.perf_counter() - self._started) / (step - self._first) * (self._total - step))
+            validation = f", val loss {record['val_loss']:.4f}" if "val_loss" in record else ""
             print(
-                f"step {step}/{self._total}: {text}, {left // 60}:{left % 60:02d} left",
+                f"step {step}/{self._total}: loss {record['loss']:.4f}{validation}, lr {record['lr']:.2e}, "
+                f"grad norm {record['grad_norm']:.2f}, {pace:,.0f} tokens/s, {left // 60}:{left % 60:02d} left",
                 file=self.stream,
                 flush=True,
             )

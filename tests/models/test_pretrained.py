@@ -122,6 +122,8 @@ def test_a_missing_or_damaged_file_is_named(saved: Path, name: str) -> None:
 
 def test_a_folder_without_a_model_is_told(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"holds no model, looked for config.json. Pass the folder of a"):
+        mt.from_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"there is no folder .*nothing\. Check the path"):
         mt.from_pretrained(tmp_path / "nothing")
 
 
