@@ -66,11 +66,13 @@ class Progress(Callback):
         if self.stream.isatty():
             from tqdm import tqdm
 
+            size = get_terminal_size()  # 80 x 24 where a terminal does not tell, and tqdm would stay silent
             self._bar = tqdm(
                 total=self._total,
                 initial=step,
                 file=self.stream,
-                ncols=get_terminal_size().columns,  # 80 where a terminal has no size
+                ncols=size.columns,
+                nrows=size.lines,
                 bar_format="{percentage:3.0f}%|{bar:4}| {n}/{total} {remaining}{postfix}",
             )
 
@@ -82,7 +84,7 @@ class Progress(Callback):
                 self._validation = f" val {record['val_loss']:.3f}"
             self._bar.set_postfix_str(
                 f"loss {record['loss']:.3f}{self._validation} lr {record['lr']:.1e} "
-                f"norm {record['grad_norm']:.1f} {pace:,.0f} tok/s",
+                f"norm {record['grad_norm']:.1f} {pace / 1000:.1f}k tok/s",
                 refresh=False,
             )
             self._bar.update()

@@ -199,7 +199,7 @@ def test_progress_is_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> Non
     trained(progress=True)
     last = stream.getvalue().split("\r")[-1]
     assert re.match(
-        r"100%\|.{4}\| 12/12 00:00, loss \d\.\d{3} val \d\.\d{3} lr \d\.\de-0\d norm \d+\.\d [\d,]+ tok/s", last
+        r"100%\|.{4}\| 12/12 00:00, loss \d\.\d{3} val \d\.\d{3} lr \d\.\de-0\d norm \d+\.\d [\d.]+k tok/s", last
     )
     assert len(last.strip()) <= 80
     assert last.endswith("\n")  # closed
