@@ -49,13 +49,13 @@ class TrainConfig(Config):
     grad_accumulation_steps: int = 1
     label_smoothing: float = 0.0
     eval_interval: int = 250
-    eval_batches: int = 100  # of batch_size rows, from the start of the validation data
     save_interval: int = 250
     early_stopping_patience: int | None = None  # evaluations without a better loss
     seed: int = 0
     shards: int = 2  # more pay on more cores and wider models: see docs/benchmarks.md
     threads: int | None = None
     device: str = "cpu"
+    eval_batches: int = 100  # of batch_size rows, from the start of the validation data
     progress: bool = True
 
     def __post_init__(self) -> None:
