@@ -78,7 +78,28 @@ def test_defaults_are_those_of_the_configs(monkeypatch: pytest.MonkeyPatch) -> N
 def test_every_flag_reaches_its_config(monkeypatch: pytest.MonkeyPatch) -> None:
     model = mt.GPTConfig(22, 8, 2, 4, 24, 2, 5, 0.25, False, None, "rms", "swiglu", "window", 3, False)
     train = mt.TrainConfig(
-        "none", 7, 5, 0.5, 0.25, 3, "linear", "sgd", (0.5, 0.75), 0.125, 0.5, 2.0, 3, 0.5, 11, 12, 13, 14, 15, 16, 17
+        "none",
+        7,
+        5,
+        0.5,
+        0.25,
+        3,
+        "linear",
+        "sgd",
+        (0.5, 0.75),
+        0.125,
+        0.5,
+        2.0,
+        3,
+        0.5,
+        11,
+        12,
+        13,
+        14,
+        15,
+        16,
+        "cpu",
+        17,
     )
     train = dataclasses.replace(train, progress=False)
     argv = []
