@@ -13,7 +13,7 @@ def keep_freed_memory() -> None:
     """Let the process keep memory it frees, up to 256 MiB, instead of returning it to the system.
 
     By default glibc gives every large block back at once, and the next allocation of the same size pays
-    for it with a page fault every 4 KiB: a sixth of a small training step. For the whole process, from
+    for it with a page fault every 4 KiB: about a tenth of a small training step. For the whole process, from
     now on; does nothing where the C library is another.
     """
     if sys.platform == "linux":
