@@ -82,6 +82,11 @@ def uniform_words(shape: tuple[int, ...], key: DrawKey) -> np.ndarray:
     return words.reshape(rows, quads * 4)[:, :width].reshape(shape)
 
 
+def keep_mask(shape: tuple[int, ...], p: float, key: DrawKey) -> np.ndarray:
+    """Bool array of `shape`: True with probability 1 - p, each element a pure function of `key` and its index."""
+    return uniform_words(shape, key) >= np.uint64(round(p * 2**32))
+
+
 class _Scope:
     """Where a training step is: set by the trainer around each shard."""
 

@@ -214,6 +214,8 @@ def test_to_casts_with_history() -> None:
     assert x.grad.dtype == np.float32
     np.testing.assert_array_equal(x.grad, [3, 4])
     assert not x.to("int64").requires_grad
+    with pytest.raises(DTypeError, match=r"to: None is neither a device nor a dtype\. Pass 'cpu'"):
+        mt.tensor([1.0]).to(None)
     with pytest.raises(DTypeError, match=r"to: 'gpu' is neither a device nor a dtype\. Pass 'cpu'"):
         x.to("gpu")
 

@@ -13,6 +13,7 @@ from minitransformer.autograd.base import (
     check_axis,
     check_device,
     check_saved_arrays,
+    dtype_named,
     is_grad_enabled,
     no_grad,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "check_axis",
     "check_device",
     "check_saved_arrays",
+    "dtype_named",
     "grad",
     "is_grad_enabled",
     "no_grad",

@@ -115,6 +115,21 @@ def check_device(op: str, device: str | None) -> None:
         raise DeviceError(op, f"device {device!r} is not available in this version, expected 'cpu'", "Use 'cpu'")
 
 
+def dtype_named(target: Any) -> np.dtype | None:
+    """The dtype that `to(target)` asks for; None if `target` is the device where everything is already."""
+    if isinstance(target, str) and target.split(":")[0] in ("cpu", "cuda"):
+        check_device("to", target)
+        return None
+    try:
+        if target is None:  # NumPy takes None for float64
+            raise TypeError
+        return np.dtype(target)
+    except TypeError:
+        raise DTypeError(
+            "to", f"{target!r} is neither a device nor a dtype", "Pass 'cpu', 'float32' or 'float64'"
+        ) from None
+
+
 def check_axis(op: str, dim: Any, ndim: int) -> int:
     """`dim` as a non-negative axis of an array with `ndim` axes; `RangeError` or `DTypeError` otherwise."""
     if isinstance(dim, bool) or not isinstance(dim, (int, np.integer)):

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from minitransformer.autograd.base import OPS, TensorBase, as_array, check_device, check_dtype, recording
+from minitransformer.autograd.base import OPS, TensorBase, as_array, check_dtype, dtype_named, recording
 from minitransformer.autograd.graph import differentiate
 from minitransformer.errors import DTypeError, GradientError, ShapeError
 
@@ -153,17 +153,11 @@ class Tensor(TensorBase):
 
     def to(self, target: Any) -> Tensor:
         """This tensor on a device ("cpu") or in a dtype. Casting is recorded for backward."""
-        if isinstance(target, str) and target.split(":")[0] in ("cpu", "cuda"):
-            check_device("to", target)
+        dtype = dtype_named(target)
+        if dtype is None or dtype == self.dtype:
             return self
-        try:
-            dtype = np.dtype(target)
-        except TypeError:
-            raise DTypeError(
-                "to", f"{target!r} is neither a device nor a dtype", "Pass 'cpu', 'float32' or 'float64'"
-            ) from None
         check_dtype("to", dtype)
-        return self if dtype == self.dtype else OPS["cast"](self, dtype=dtype)
+        return OPS["cast"](self, dtype=dtype)
 
     def backward(self, gradient: Any = None, retain_graph: bool = False) -> None:
         """Add the gradient of this tensor to the `.grad` of every leaf it was computed from.

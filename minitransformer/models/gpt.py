@@ -159,6 +159,8 @@ class GPT(Model):
         self.norm = _norm(config)
         if not config.tie_weights:
             self.head = Linear(config.n_embd, config.vocab_size, bias=False)
+        if config.positions == "sinusoidal":
+            self._sinusoids = F.sinusoidal_positions(config.block_size, config.n_embd)  # (block_size, C)
         self._alibi = F.alibi_slopes(config.n_head) if config.positions == "alibi" else None
         self._initialise()
         self.name_call_sites()
@@ -241,7 +243,7 @@ class GPT(Model):
         if config.positions == "learned":
             x = x + self.wpe(positions)
         elif config.positions == "sinusoidal":
-            x = x + F.sinusoidal_positions(config.block_size, config.n_embd)[positions].astype(x.dtype)
+            x = x + self._sinusoids[positions].astype(x.dtype)
         x = self.dropout(x)
         for layer, block in enumerate(self.blocks):
             x = block(x, **attention, cache_layer=layer)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from minitransformer.autograd import Parameter, check_device
+from minitransformer.autograd import Parameter, dtype_named
 from minitransformer.errors import CheckpointError, DTypeError, ShapeError, nearest
 
 
@@ -71,19 +71,11 @@ class Module:
 
         Make the optimizer afterwards: it keeps the parameters in a buffer of its own.
         """
-        if isinstance(target, str) and target.split(":")[0] in ("cpu", "cuda"):
-            check_device("to", target)
+        dtype = dtype_named(target)
+        if dtype is None:
             return self
-        try:
-            dtype = np.dtype(target)
-        except TypeError:
-            dtype = np.dtype(np.void)
         if dtype not in (np.float32, np.float64, np.complex128):
-            raise DTypeError(
-                "to",
-                f"{target!r} is neither a device nor a parameter dtype",
-                "Pass 'cpu', 'float32' or 'float64'",
-            )
+            raise DTypeError("to", f"{target!r} is no dtype for parameters", "Pass 'float32' or 'float64'")
         for parameter in self.parameters():
             parameter.rebind(parameter._data.astype(dtype))
         return self

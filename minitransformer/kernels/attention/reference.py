@@ -14,7 +14,7 @@ import numpy as np
 
 from minitransformer.kernels.attention.mods import evaluate_score, score_derivative
 from minitransformer.kernels.attention.problem import Problem
-from minitransformer.random import uniform_words
+from minitransformer.random import keep_mask
 
 
 class Gradients(NamedTuple):
@@ -101,8 +101,7 @@ def _mod_slope(raw: np.ndarray, problem: Problem) -> np.ndarray | None:
 def _dropout(problem: Problem, shape: tuple[int, ...]) -> np.ndarray:
     """0 or 1 / (1 - p) per weight, float64, the same in forward and backward."""
     assert problem.dropout_key is not None
-    keep = uniform_words(shape, problem.dropout_key) >= np.uint64(round(problem.dropout_p * 2**32))
-    return keep / (1 - problem.dropout_p)
+    return keep_mask(shape, problem.dropout_p, problem.dropout_key) / (1 - problem.dropout_p)
 
 
 def _weights(scores: np.ndarray, may: np.ndarray | None, lse: np.ndarray) -> np.ndarray:

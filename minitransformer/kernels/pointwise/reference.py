@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from minitransformer.random import DrawKey, uniform_words
+from minitransformer.random import keep_mask  # noqa: F401  (the specification of this family's dropout)
 
 # Rational minimax approximations of erf and erfc by W. J. Cody, "Rational Chebyshev approximation for
 # the error function", Math. Comp. 23 (1969): coefficients from the highest power down.
@@ -160,8 +160,3 @@ def swiglu_forward(gate: np.ndarray, up: np.ndarray) -> np.ndarray:
 def swiglu_backward(dout: np.ndarray, gate: np.ndarray, up: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """dgate = dout up silu'(gate), dup = dout silu(gate)"""
     return silu_backward(dout * up, gate), dout * silu_forward(gate)
-
-
-def keep_mask(shape: tuple[int, ...], p: float, key: DrawKey) -> np.ndarray:
-    """Bool array: True with probability 1 - p, each element a pure function of `key` and its index."""
-    return uniform_words(shape, key) >= np.uint64(round(p * 2**32))
