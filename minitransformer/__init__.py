@@ -15,7 +15,7 @@ from minitransformer.threads import set_num_threads
 from minitransformer.version import __version__
 
 if TYPE_CHECKING:
-    from minitransformer import data, metrics, optim
+    from minitransformer import data, diagnose, metrics, optim
     from minitransformer.models import GPT, GPTConfig, ModelOutput, from_pretrained
     from minitransformer.training import TrainConfig, Trainer
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _UPPER_FLOORS = {
     **dict.fromkeys(("GPT", "GPTConfig", "ModelOutput", "from_pretrained"), "models"),
     **dict.fromkeys(("TrainConfig", "Trainer"), "training"),
-    **{module: module for module in ("data", "metrics", "optim")},
+    **{module: module for module in ("data", "diagnose", "metrics", "optim")},
 }
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "check_saved_arrays",
     "concat",
     "data",
+    "diagnose",
     "einsum",
     "errors",
     "from_pretrained",

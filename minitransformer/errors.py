@@ -69,6 +69,10 @@ class CheckpointError(MiniTransformerError, ValueError):
     """A checkpoint or run folder that cannot be read, written or continued."""
 
 
+class AllocationError(MiniTransformerError, MemoryError):
+    """An array larger than the memory that can be had."""
+
+
 class MissingExtraError(MiniTransformerError, ImportError):
     """An optional dependency that is not installed."""
 

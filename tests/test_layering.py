@@ -15,9 +15,9 @@ ROOT = Path(__file__).parents[1] / "minitransformer"
 # One floor a paragraph, from the ground up; within a floor, later files may import earlier ones. `name` is
 # that module alone, `name/` it and its whole folder, where files may import each other if no circle forms.
 HOUSE = """
-    version errors render random threads memory files
+    version errors memory checks render random threads files
 
-    kernels kernels.simd kernels/
+    kernels kernels.cache kernels.compiled kernels.simd kernels/
 
     autograd.base autograd/
 
@@ -29,7 +29,7 @@ HOUSE = """
 
     nn.module nn/
 
-    gradcheck checkpoint generate
+    gradcheck checkpoint generate diagnose/
 
     models/
 

@@ -10,12 +10,16 @@ threads may build and differentiate graphs at once. This package knows no op by 
 from minitransformer.autograd.base import (
     OPS,
     as_array,
+    cast,
+    check_arrays,
     check_axis,
     check_device,
+    check_dtype,
     check_saved_arrays,
     dtype_named,
     is_grad_enabled,
     no_grad,
+    watching,
 )
 from minitransformer.autograd.graph import grad
 from minitransformer.autograd.op import Op, Parameter, register, tensor
@@ -27,8 +31,11 @@ __all__ = [
     "Parameter",
     "Tensor",
     "as_array",
+    "cast",
+    "check_arrays",
     "check_axis",
     "check_device",
+    "check_dtype",
     "check_saved_arrays",
     "dtype_named",
     "grad",
@@ -36,4 +43,5 @@ __all__ = [
     "no_grad",
     "register",
     "tensor",
+    "watching",
 ]

@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from minitransformer.errors import DeviceError, DTypeError, RangeError
+from minitransformer.checks import shown
+from minitransformer.errors import AllocationError, DeviceError, DTypeError, MiniTransformerError, RangeError, ShapeError
 
 recording: ContextVar[bool] = ContextVar("minitransformer_recording", default=True)
 checksums: ContextVar[bool] = ContextVar("minitransformer_checksums", default=False)
+
+
+
+class Watcher(Protocol):
+    """Sees every call of an op, forward and backward, and the modules it happens in; changes no number."""
+
+    def called(self, op: Any, inputs: Any, arrays: Any, static: dict[str, Any], outputs: Any, node: Any) -> None:
+        """`op` was given `inputs` (Tensors among them), as `arrays`; `node` is None where nothing is recorded."""
+
+    def differentiated(self, node: Any, douts: Any, gradients: Any) -> None:
+        """`node` turned the gradients of its outputs into those of its inputs."""
+
+    def inside(self, module: Any) -> AbstractContextManager[None]:
+        """The forward pass of `module` happens inside."""
+
+
+watching: ContextVar[Watcher | None] = ContextVar("minitransformer_watching", default=None)
 
 OPS: dict[str, Any] = {}  # name -> Op; filled by `register`
 
@@ -69,10 +87,19 @@ def as_array(op: str, x: Any) -> Any:
         return x._data
     if isinstance(x, np.generic) and x.dtype.kind in "biufc":  # first: np.float64 is also a Python float
         return x.item()
-    if x is None or isinstance(x, (bool, int, float, complex)):
+    if x is None or isinstance(x, (bool, float, complex)):
+        return x
+    if isinstance(x, int):
+        if not -(2**63) <= x < 2**64:
+            raise RangeError(op, f"got {shown(x)}, which does not fit 64 bits", "Pass a float")
         return x
     if isinstance(x, (list, tuple)):
-        x = np.asarray([as_array(op, item) for item in x])
+        try:
+            x = np.asarray([as_array(op, item) for item in x])
+        except MiniTransformerError:
+            raise
+        except (ValueError, RecursionError):
+            raise ShapeError(op, "got a list that is ragged or nested too deeply", "Pad all rows to one length") from None
     if isinstance(x, np.ma.MaskedArray):
         raise DTypeError(op, "got a masked array, whose mask would be lost", "Fill it first: array.filled(value)")
     if not isinstance(x, np.ndarray):
@@ -97,6 +124,15 @@ def as_array(op: str, x: Any) -> Any:
     return x if x.dtype.isnative else x.astype(x.dtype.newbyteorder("="))
 
 
+def too_large(op: str, error: MemoryError, arrays: Iterable[Any]) -> AllocationError:
+    """`error`, which says how much was asked for, with the op and the shapes that led to it."""
+    if isinstance(error, AllocationError):
+        return error
+    shapes = ", ".join(str(array.shape) for array in arrays if isinstance(array, np.ndarray))
+    problem = f"there is too little memory: {str(error) or 'no details'}; shapes given: {shapes or 'none'}"
+    return AllocationError(op, problem, "Make the batch, the sequence or the model smaller")
+
+
 def owner_of(array: np.ndarray) -> np.ndarray:
     """The array whose memory `array` looks into."""
     while isinstance(array.base, np.ndarray):
@@ -104,15 +140,40 @@ def owner_of(array: np.ndarray) -> np.ndarray:
     return array
 
 
-def check_dtype(op: str, dtype: np.dtype) -> None:
-    if dtype.char not in _DTYPES:
-        raise DTypeError(op, f"dtype {dtype} is not supported", "Use float32, float64, an integer type or bool")
+def check_dtype(op: str, dtype: Any, otherwise: str = "no dtype", fix: str = "Pass 'float32' or 'float64'") -> np.dtype:
+    """`dtype`, by name, type or `np.dtype`, if tensors can have it; `DTypeError` otherwise."""
+    try:
+        if dtype is None:  # NumPy takes None for float64
+            raise TypeError
+        found = np.dtype(dtype)
+    except (TypeError, ValueError, SyntaxError):  # NumPy parses strings
+        raise DTypeError(op, f"{shown(dtype)} is {otherwise}", fix) from None
+    if found.char not in _DTYPES:
+        raise DTypeError(op, f"dtype {found} is not supported", "Use float32, float64, an integer type or bool")
+    return found.newbyteorder("=")
+
+
+def cast(op: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """A copy of `array` in `dtype`; `DTypeError` for imaginary parts or NaN that have no place in it."""
+    if array.dtype.kind == "c" and dtype.kind != "c":
+        raise DTypeError(op, f"{array.dtype} as {dtype} would lose its imaginary part", "Take array.real first")
+    if array.dtype.kind in "fc" and dtype.kind in "iu" and not np.isfinite(array).all():
+        raise DTypeError(op, f"the data hold NaN or infinity, which {dtype} has not", "Use float32 or float64")
+    with np.errstate(all="ignore"):  # too large for float32 is infinity
+        return array.astype(dtype)
 
 
 def check_device(op: str, device: str | None) -> None:
     """`DeviceError` unless `device` is one this version has."""
-    if device not in (None, "cpu"):
-        raise DeviceError(op, f"device {device!r} is not available in this version, expected 'cpu'", "Use 'cpu'")
+    if device is not None and not (isinstance(device, str) and device == "cpu"):
+        raise DeviceError(op, f"device {shown(device)} is not available in this version, expected 'cpu'", "Use 'cpu'")
+
+
+def check_arrays(op: str, **arrays: Any) -> None:
+    """`DTypeError` unless every value is an array: numbers and None are taken only where they make sense."""
+    for name, array in arrays.items():
+        if not isinstance(array, np.ndarray):
+            raise DTypeError(op, f"{name} is {shown(array)}, expected an array", "Convert it with mt.tensor(x)")
 
 
 def dtype_named(target: Any) -> np.dtype | None:
@@ -120,20 +181,13 @@ def dtype_named(target: Any) -> np.dtype | None:
     if isinstance(target, str) and target.split(":")[0] in ("cpu", "cuda"):
         check_device("to", target)
         return None
-    try:
-        if target is None:  # NumPy takes None for float64
-            raise TypeError
-        return np.dtype(target)
-    except TypeError:
-        raise DTypeError(
-            "to", f"{target!r} is neither a device nor a dtype", "Pass 'cpu', 'float32' or 'float64'"
-        ) from None
+    return check_dtype("to", target, "neither a device nor a dtype", "Pass 'cpu', 'float32' or 'float64'")
 
 
 def check_axis(op: str, dim: Any, ndim: int) -> int:
     """`dim` as a non-negative axis of an array with `ndim` axes; `RangeError` or `DTypeError` otherwise."""
     if isinstance(dim, bool) or not isinstance(dim, (int, np.integer)):
-        raise DTypeError(op, f"dim is {dim!r}, expected an integer", "Pass the number of an axis")
+        raise DTypeError(op, f"dim is {shown(dim)}, expected an integer", "Pass the number of an axis")
     if not -ndim <= dim < ndim:
         raise RangeError(
             op,

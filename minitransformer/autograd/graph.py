@@ -8,7 +8,7 @@ from zlib import crc32
 
 import numpy as np
 
-from minitransformer.autograd.base import TensorBase, as_array, checksums, owner_of
+from minitransformer.autograd.base import TensorBase, as_array, checksums, owner_of, too_large, watching
 from minitransformer.errors import GradientError, ShapeError
 
 _FREED = object()
@@ -66,14 +66,16 @@ class Node:
             )
         if not keep:
             self.saved = _FREED
-        if self.op.many:
-            filled = tuple(
-                np.zeros(shape, dtype) if dout is None else dout
-                for dout, (shape, dtype) in zip(douts, self.outputs, strict=True)
-            )
-            gradients = self.op.backward(filled, saved)
-        else:
-            gradients = self.op.backward(douts[0], saved)
+        filled = tuple(
+            np.zeros(shape, dtype) if dout is None else dout
+            for dout, (shape, dtype) in zip(douts, self.outputs, strict=True)
+        )
+        try:
+            gradients = self.op.backward(filled if self.op.many else filled[0], saved)
+        except MemoryError as error:
+            raise too_large(f"backward of {self.op.name}", error, filled) from error
+        if (watcher := watching.get()) is not None:
+            watcher.differentiated(self, filled, gradients)
         for position, parent in enumerate(self.parents[len(gradients) :], len(gradients)):
             if parent is not None:
                 raise GradientError(

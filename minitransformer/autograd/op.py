@@ -7,7 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from minitransformer.autograd.base import OPS, as_array, check_device, check_dtype, owner_of, recording
+from minitransformer.autograd.base import (
+    OPS,
+    as_array,
+    cast,
+    check_device,
+    check_dtype,
+    owner_of,
+    recording,
+    too_large,
+    watching,
+)
 from minitransformer.autograd.graph import Node
 from minitransformer.autograd.tensor import Tensor
 from minitransformer.errors import DTypeError, GradientError, ShapeError
@@ -59,8 +69,11 @@ class Op:
                 tracked = tracked or x._requires_grad
             else:
                 arrays.append(as_array(self.name, x))
-        with np.errstate(all="ignore"):  # NaN and infinity travel as values; the trainer looks for them
-            out, saved = self.forward(*arrays, **static)
+        try:
+            with np.errstate(all="ignore"):  # NaN and infinity travel as values; the trainer looks for them
+                out, saved = self.forward(*arrays, **static)
+        except MemoryError as error:
+            raise too_large(self.name, error, arrays) from error
         outputs = [Tensor._wrap(a) for a in (out if self.many else (out,))]
         for t in outputs:
             # A view shares its input's version, so that a write through either is seen by both.
@@ -69,11 +82,14 @@ class Op:
                 for x in inputs:
                     if isinstance(x, Tensor) and owner_of(x._data) is owner:
                         t._version = x._version
+        node = None
         if tracked and recording.get():
             node = Node(self, saved, inputs, outputs)
             for index, t in enumerate(outputs):
                 if t._data.dtype.kind in "fc":
                     t._requires_grad, t._node, t._index = True, node, index
+        if (watcher := watching.get()) is not None:
+            watcher.called(self, inputs, arrays, static, outputs, node)
         return tuple(outputs) if self.many else outputs[0]
 
     def __repr__(self) -> str:
@@ -104,11 +120,10 @@ def tensor(data: Any, dtype: Any = None, requires_grad: bool = False, device: st
         data = np.from_dlpack(data)
     try:
         array = np.array(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ShapeError("tensor", f"the data is ragged ({error})", "Pad all rows to one length") from None
     if array.dtype.kind not in "biufc":
         raise DTypeError("tensor", f"got data of dtype {array.dtype}, expected numbers", "Encode it as numbers first")
     keeps_kind = array.dtype.kind != "f" or (array.dtype.char == "d" and hasattr(data, "__array__"))
-    target = np.dtype(dtype) if dtype is not None else array.dtype if keeps_kind else np.dtype(np.float32)
-    check_dtype("tensor", target)
-    return Tensor(array.astype(target.newbyteorder("="), copy=False), requires_grad)
+    target = check_dtype("tensor", (array.dtype if keeps_kind else np.float32) if dtype is None else dtype)
+    return Tensor(cast("tensor", array, target), requires_grad)

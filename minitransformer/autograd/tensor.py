@@ -5,15 +5,17 @@ What computes is called by name from the registry; the ops themselves live in `m
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
-from minitransformer.autograd.base import OPS, TensorBase, as_array, check_dtype, dtype_named, recording
+from minitransformer.autograd.base import OPS, TensorBase, as_array, check_axis, dtype_named, recording
 from minitransformer.autograd.graph import differentiate
-from minitransformer.errors import DTypeError, GradientError, ShapeError
+from minitransformer.checks import check_flag
+from minitransformer.errors import DTypeError, GradientError, RangeError, ShapeError
 
 
 def _operator(name: str, swap: bool = False) -> Callable[[Any, Any], Any]:
@@ -26,14 +28,20 @@ def _operator(name: str, swap: bool = False) -> Callable[[Any, Any], Any]:
 
 
 def _compare(name: str, a: Any, b: Any) -> Any:
+    op = name.strip("_")
+    if a is None or b is None:
+        raise DTypeError(op, "an operand is None, expected arrays or numbers", "Compare objects with `is`")
     try:
         return getattr(operator, name)(a, b)
     except ValueError:
         raise ShapeError(
-            name.strip("_"),
+            op,
             f"shapes {np.shape(a)} and {np.shape(b)} do not broadcast",
             "Compared from the right, sizes must be equal or 1",
         ) from None
+    except TypeError:  # of & | ^ for numbers that are no integers
+        kinds = " and ".join(str(getattr(x, "dtype", type(x).__name__)) for x in (a, b))
+        raise DTypeError(op, f"cannot be taken of {kinds}", "Use it on bools, the results of comparisons") from None
 
 
 def _comparison(name: str) -> Callable[[Any, Any], Any]:
@@ -61,8 +69,7 @@ class Tensor(TensorBase):
         self._version = [0]
         self._requires_grad = False
         self.grad = None
-        if requires_grad:
-            self.requires_grad = True
+        self.requires_grad = requires_grad
 
     @classmethod
     def _wrap(cls, array: Any) -> Tensor:
@@ -92,7 +99,9 @@ class Tensor(TensorBase):
                 f"the new data has dtype {array.dtype}, expected {self.dtype}",
                 "Convert it with array.astype(...)",
             )
-        np.copyto(self._data, array, casting="same_kind")
+        _check_writable("data", self._data)
+        with np.errstate(all="ignore"):  # too large for float32 is infinity
+            np.copyto(self._data, array, casting="same_kind")
         self._version[0] += 1
 
     @property
@@ -102,6 +111,7 @@ class Tensor(TensorBase):
 
     @requires_grad.setter
     def requires_grad(self, value: bool) -> None:
+        value = check_flag("requires_grad", "requires_grad", value)
         if value and self._data.dtype.kind not in "fc":
             raise DTypeError(
                 "requires_grad",
@@ -110,7 +120,7 @@ class Tensor(TensorBase):
             )
         if not value and self._node is not None:
             raise GradientError("requires_grad", "the tensor is the result of an op, expected a leaf", "Use t.detach()")
-        self._requires_grad = bool(value)
+        self._requires_grad = value
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -156,7 +166,6 @@ class Tensor(TensorBase):
         dtype = dtype_named(target)
         if dtype is None or dtype == self.dtype:
             return self
-        check_dtype("to", dtype)
         return OPS["cast"](self, dtype=dtype)
 
     def backward(self, gradient: Any = None, retain_graph: bool = False) -> None:
@@ -166,7 +175,7 @@ class Tensor(TensorBase):
         Raises `GradientError` if there is nothing to differentiate, if the graph was freed by an earlier
         call, or if an array that backward needs was written to; then no `.grad` has changed.
         """
-        for leaf, g in differentiate(self, gradient, None, retain_graph):
+        for leaf, g in differentiate(self, gradient, None, check_flag("backward", "retain_graph", retain_graph)):
             assert g is not None
             if leaf.grad is None:
                 leaf.grad = g.copy()
@@ -185,6 +194,19 @@ class Tensor(TensorBase):
         if name in OPS:
             return OPS[name](*inputs)
         return Tensor(_compare(name, *(as_array(name, x) for x in inputs)))
+
+    def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        """Other functions of NumPy see the plain array, and are refused where that loses a gradient."""
+        tensors: list[Tensor] = []
+        result = func(*_plain(args, tensors), **_plain(kwargs, tensors))
+        lost = any(t._requires_grad for t in tensors) and func.__name__ not in _SHAPED_LIKE
+        if lost and any(np.asarray(x).dtype.kind in "fc" for x in (result if type(result) is list else [result])):
+            raise DTypeError(
+                f"numpy.{func.__name__}",
+                "a Tensor that requires a gradient would lose it in this call",
+                "Use the Tensor's own operations or mt.concat, mt.stack, mt.where; or t.detach() for plain numbers",
+            )
+        return result
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.array(self._data, dtype=dtype, copy=copy)
@@ -211,10 +233,12 @@ class Tensor(TensorBase):
         return OPS["multiply"](self, -1)
 
     def __invert__(self) -> Tensor:
+        if self._data.dtype.kind not in "biu":
+            raise DTypeError("invert", f"~ cannot be taken of {self.dtype}", "Use it on bools, as ~(t > 0)")
         return Tensor(~self._data)
 
     def __getitem__(self, index: Any) -> Tensor:
-        return OPS["getitem"](self, index=_plain_index(index))
+        return OPS["getitem"](self, index=_plain_index("getitem", index))
 
     def __setitem__(self, index: Any, value: Any) -> None:
         if self._node is not None or (self._requires_grad and recording.get()):
@@ -229,7 +253,20 @@ class Tensor(TensorBase):
                 "the assigned tensor requires a gradient, which a write does not record",
                 "Use mt.where or mt.concat, or assign value.detach()",
             )
-        self._data[_plain_index(index)] = as_array("setitem", value)
+        array = np.asarray(as_array("setitem", value))
+        if _RANK.find(array.dtype.kind) > _RANK.find(self.dtype.kind):
+            raise DTypeError("setitem", f"{array.dtype} does not fit into {self.dtype}", "Convert it first")
+        _check_writable("setitem", self._data)
+        where = _plain_index("setitem", index)
+        try:
+            with np.errstate(all="ignore"):  # too large for float32 is infinity
+                self._data[where] = array
+        except (IndexError, TypeError) as error:
+            problem = f"the index does not fit shape {self.shape} ({error})"
+            raise RangeError("setitem", problem, "Check the index against t.shape") from None
+        except ValueError as error:
+            problem = f"a value of shape {array.shape} does not fit there ({error})"
+            raise ShapeError("setitem", problem, "Give a value that broadcasts to the indexed shape") from None
         self._version[0] += 1
 
     def __len__(self) -> int:
@@ -244,13 +281,25 @@ class Tensor(TensorBase):
         return bool(self.item())
 
     def __float__(self) -> float:
-        return float(self.item())
+        return float(self._real("float"))
 
     def __int__(self) -> int:
-        return int(self.item())
+        number = self._real("int")
+        if not math.isfinite(number):
+            raise RangeError("int", f"the element is {number}, which no integer is", "Look for where it came from")
+        return int(number)
 
     def __index__(self) -> int:
-        return operator.index(self.item())
+        number = self._real("index")
+        if isinstance(number, float):
+            raise DTypeError("index", f"a tensor of dtype {self.dtype} is no integer", "Convert it: int(t)")
+        return int(number)
+
+    def _real(self, op: str) -> Any:
+        """The one element, if it is a real number."""
+        if self._data.dtype.kind == "c":
+            raise DTypeError(op, f"a tensor of dtype {self.dtype} is no real number", "Use complex(t.item())")
+        return self.item()
 
     def __repr__(self) -> str:
         body = np.array2string(self._data, separator=", ", prefix="tensor(")
@@ -275,7 +324,10 @@ class Tensor(TensorBase):
 
     def argmax(self, dim: int | None = None) -> Tensor:
         """Index of the largest value along `dim` (of the flattened tensor if None), the first of ties."""
-        return Tensor(np.asarray(np.argmax(self._data, axis=dim)))
+        axis = None if dim is None else check_axis("argmax", dim, self.ndim)
+        if (self._data.size if axis is None else self.shape[axis]) == 0:
+            raise ShapeError("argmax", f"no elements to compare in shape {self.shape}", "Pass an axis that holds some")
+        return Tensor(np.asarray(np.argmax(self._data, axis=axis)))
 
     def reshape(self, *shape: int | tuple[int, ...]) -> Tensor:
         """The same elements in another shape; one -1 is worked out."""
@@ -327,8 +379,36 @@ def _unpack(dims: tuple[Any, ...]) -> tuple[int, ...]:
     return tuple(dims[0]) if len(dims) == 1 and isinstance(dims[0], (tuple, list)) else dims
 
 
-def _plain_index(index: Any) -> Any:
+_SHAPED_LIKE = {"zeros_like", "ones_like", "empty_like", "full_like"}  # read the shape alone
+_RANK = "buifc"  # kinds of dtypes, of which each fits into those behind it
+
+
+def _plain(value: Any, tensors: list[Tensor]) -> Any:
+    """Arguments of a NumPy function with arrays for Tensors, which are added to `tensors`."""
+    if isinstance(value, Tensor):
+        tensors.append(value)
+        return value._data
+    if isinstance(value, dict):
+        return {key: _plain(item, tensors) for key, item in value.items()}
+    return type(value)(_plain(item, tensors) for item in value) if type(value) in (tuple, list) else value
+
+
+def _plain_index(op: str, index: Any) -> Any:
+    """What NumPy may index with, checked; arrays as they are now, because a static argument has no version."""
     if isinstance(index, tuple):
-        return tuple(_plain_index(i) for i in index)
-    # Backward needs it as it was: a copy, because a static argument has no version to look at.
-    return index._data.copy() if isinstance(index, Tensor) else index
+        return tuple(_plain_index(op, i) for i in index)
+    if index is None or index is ... or isinstance(index, (slice, int, np.integer, np.bool_)):
+        return index
+    array = as_array(op, list(index) if isinstance(index, range) else index)
+    if not isinstance(array, np.ndarray):
+        raise DTypeError(op, f"the index {array!r} is no integer", "Index with integers, slices and arrays of integers")
+    if array.size == 0 and array.dtype.kind == "f" and isinstance(index, list):
+        return array.astype(np.intp)  # of `t[[]]`
+    if array.dtype.kind not in "biu":
+        raise DTypeError(op, f"the index has dtype {array.dtype}, expected integers or bools", "Use array.astype(int)")
+    return array.copy() if isinstance(index, (Tensor, np.ndarray)) else array
+
+
+def _check_writable(op: str, array: np.ndarray) -> None:
+    if not array.flags.writeable:
+        raise GradientError(op, "the memory of the tensor is read-only", "Make a copy first: mt.tensor(t.numpy())")

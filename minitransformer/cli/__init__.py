@@ -6,7 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 
 from minitransformer.cli.parser import parser
@@ -37,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (MiniTransformerError, MemoryError, OSError) as error:
         if "--debug" in argv:
             raise
-        say(f"minitransformer: {_refusal(error)}")
+        with suppress(OSError):  # where stderr is what cannot be written
+            say(f"minitransformer: {_refusal(error)}")
         if isinstance(error, OSError):
             _drop_output()
         return 1 if isinstance(error, NonFiniteError) else 2
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _refusal(error: Exception) -> Exception:
     """`error` in the one form of all errors."""
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) and not isinstance(error, MiniTransformerError):
         fix = "Make batch_size, block_size or the model smaller"
         return ConfigError("memory", f"there is too little: {error or 'no details'}", fix)
     if isinstance(error, OSError):  # of stdout: the floors below turn those of files into errors of their own

@@ -69,6 +69,9 @@ def parser() -> Parser:
     eval_ = _add(places, "eval", verbs.evaluate, "loss, perplexity and bits per byte", "eval runs/python-docs-1")
     eval_.add_argument("path", metavar="RUN", help="folder of a run or of a saved model")
     eval_.add_argument("--data", metavar="NAME_OR_PATH", help="other text, used whole (default: its validation text)")
+    text, example = "show the op at which NaN or infinity began", "inspect runs/python-docs-1/bad-op-step-12.npz"
+    inspect = _add(places, "inspect", verbs.inspect, text, example)
+    inspect.add_argument("path", metavar="FILE", help="the .npz file that a training left")
     _add_bench(places)
     return parser
 

@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from minitransformer import metrics, training
+from minitransformer import diagnose, metrics, training
 from minitransformer.checkpoint import RunFolder, next_run_folder
 from minitransformer.cli.settings import SETTINGS
 from minitransformer.data import Corpus, TokenDataset, corpus, load_tokenizer, prepare
 from minitransformer.data.corpora import corpora
 from minitransformer.data.tokenizers import Tokenizer
 from minitransformer.errors import CheckpointError, ConfigError, DataError
+from minitransformer.files import is_there
 from minitransformer.models import GPT, GPTConfig, Model, from_pretrained, pretrained_folder
 from minitransformer.random import manual_seed
 from minitransformer.threads import Workers, get_num_threads, set_num_threads, single_threaded_blas
@@ -58,22 +59,22 @@ def resume(arguments: Namespace) -> int:
     if arguments.seed is not None:
         raise ConfigError("resume", "a run keeps its seed", "Leave out --seed")
     run = RunFolder.open(arguments.path)
-    if not ((run.path / "last.json").exists() or (run.path / "best.json").exists()):
-        raise CheckpointError("resume", f"{run.path} was stopped before its first checkpoint", "Start another run")
-    checkpoint = run.load("last")
+    checkpoint = run.load("last") if run.has_checkpoint() else None
+    step = checkpoint.step if checkpoint else 0
     overrides = {"out_dir": arguments.path, "max_steps": arguments.max_steps, "threads": arguments.threads}
     given = {name: value for name, value in overrides.items() if value is not None}
-    config = TrainConfig(**{**run.description["train"], **given})
-    if arguments.max_steps is not None and arguments.max_steps <= checkpoint.step:
-        problem = f"--max-steps is {arguments.max_steps}, and {arguments.path} is after step {checkpoint.step} already"
+    config = TrainConfig(**{**_described(run, "train"), **given})
+    if arguments.max_steps is not None and arguments.max_steps <= step:
+        problem = f"--max-steps is {arguments.max_steps}, and {arguments.path} is after step {step} already"
         raise ConfigError("resume", problem, "Name a later step, or leave it out")
-    if checkpoint.step >= config.max_steps:
-        command = f"minitransformer resume {shlex.quote(arguments.path)} --max-steps {2 * checkpoint.step or 1000}"
-        say(f"{arguments.path} is finished after step {checkpoint.step}; to train longer: {command}")
+    if checkpoint and step >= config.max_steps:
+        command = f"minitransformer resume {shlex.quote(arguments.path)} --max-steps {2 * step or 1000}"
+        say(f"{arguments.path} is finished after step {step}; to train longer: {command}")
         return 0
-    train_data, eval_data = _data_of_run(run, checkpoint.folder)
-    say(f"{arguments.path}: from step {checkpoint.step} to {config.max_steps}, on {run.description['data']['corpus']}")
-    model = GPT(GPTConfig(**run.description["model"]))
+    train_data, eval_data = _data_of_run(run, checkpoint and checkpoint.folder)
+    say(f"{arguments.path}: from step {step} to {config.max_steps}, on {run.description['data']['corpus']}")
+    manual_seed(config.seed)  # as `train` does: a run without a checkpoint starts over
+    model = GPT(GPTConfig(**_described(run, "model")))
     return _finish(Trainer(model, config, train_data, eval_data), train_data, resume=True)
 
 
@@ -171,6 +172,11 @@ def evaluate(arguments: Namespace) -> int:
     return 0
 
 
+def inspect(arguments: Namespace) -> int:
+    print(diagnose.report(*diagnose.load(arguments.path)))
+    return 0
+
+
 def bench_step(arguments: Namespace) -> int:
     from minitransformer.bench import step
     from minitransformer.bench.recipe import RECIPE
@@ -212,23 +218,33 @@ def _load(path: str) -> tuple[Model, Tokenizer, Path]:
     """The model at `path`, its tokenizer, and the folder that they lie in."""
     folder = pretrained_folder(path)
     model = from_pretrained(folder)
-    if not (folder / "tokenizer.json").exists():
+    if not is_there(folder / "tokenizer.json"):
         fix = "Put it there with tokenizer.save(folder)"
         raise CheckpointError("tokenizer", f"{folder} holds a model and no tokenizer.json", fix)
     return model, load_tokenizer(folder), folder
 
 
-def _data_of_run(run: RunFolder, checkpoint: Path) -> tuple[TokenDataset, TokenDataset]:
-    """The data a run was started with, encoded by the tokenizer of a checkpoint."""
-    source = run.description["data"]
-    if not source or "corpus" not in source:
+def _described(run: RunFolder, part: str) -> dict[str, Any]:
+    """What run.json says of "train" or "model"."""
+    fields = run.description.get(part)
+    if not isinstance(fields, dict):
+        problem = f"{run.path / 'run.json'} does not say how to {'train' if part == 'train' else 'make the model'}"
+        raise CheckpointError("resume", problem, "Resume it with the program that started it")
+    return fields
+
+
+def _data_of_run(run: RunFolder, checkpoint: Path | None) -> tuple[TokenDataset, TokenDataset]:
+    """The data a run was started with, encoded by the tokenizer of a checkpoint, or by a new one of its kind."""
+    source = run.description.get("data")
+    needed = {"corpus", "tokenizer", "block_size", "validation_fraction"}
+    if not isinstance(source, dict) or not needed <= source.keys():
         fix = "Use Trainer.train(resume=True) in Python, or eval --data PATH"
         raise CheckpointError("data", f"{run.path} does not say which text it was trained on", fix)
     fix = f"Restore the text that {run.path} was trained on; eval takes another one with --data PATH"
     try:
         train_data, eval_data = prepare(
             corpus(source["corpus"]),
-            load_tokenizer(checkpoint),
+            load_tokenizer(checkpoint) if checkpoint else source["tokenizer"],
             source["block_size"],
             validation_fraction=source["validation_fraction"],
         )

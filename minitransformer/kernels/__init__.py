@@ -1,9 +1,9 @@
 """Which implementation of a kernel family serves an array.
 
 Kernels take arrays and return arrays. A family is a folder with one module per implementation, all
-with the same functions: `reference.py` in NumPy (the specification, complex-clean), later `cpu.py` in
-Numba and `cuda.py`. The array decides: complex arrays and families without a fast module are served by
-the reference. `use_backend` overrides for tests and study.
+with the same functions: `reference.py` in NumPy (the specification, complex-clean) and, where it is worth
+it, `cpu.py` in Numba. The array decides: complex arrays are served by the reference, all others by the
+first in `FAMILIES`. `use_backend` overrides that for tests and study.
 """
 
 from __future__ import annotations
@@ -22,17 +22,22 @@ from minitransformer.errors import ConfigError, nearest
 # Implementations of each family in order of preference; the reference is always last.
 FAMILIES: dict[str, tuple[str, ...]] = {
     "attention": ("reference",),
-    "optimizer": ("reference",),
+    "optimizer": ("cpu", "reference"),
     "pointwise": ("reference",),
     "rowwise": ("reference",),
 }
 
 _backend: ContextVar[str | None] = ContextVar("minitransformer_backend", default=None)
+_used: ContextVar[set[str] | None] = ContextVar("minitransformer_families_used", default=None)
 
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Serve every call inside from the implementation `name`; `ConfigError` if no family has it."""
+    """Serve every call inside from the implementation `name`, and complex arrays from the reference.
+
+    Raises `ConfigError` if no family has that implementation. A call of a family that lacks it raises too:
+    served by another, its result would pass for one of `name`.
+    """
     known = {implementation for family in FAMILIES.values() for implementation in family}
     if name not in known:
         raise ConfigError(
@@ -47,14 +52,32 @@ def use_backend(name: str) -> Iterator[None]:
         _backend.reset(token)
 
 
+@contextmanager
+def families_used() -> Iterator[set[str]]:
+    """The names of the families whose kernels are called inside, filled as they are."""
+    used: set[str] = set()
+    token = _used.set(used)
+    try:
+        yield used
+    finally:
+        _used.reset(token)
+
+
 def serve(family: str, *arrays: np.ndarray) -> ModuleType:
-    """The module of `family` that serves `arrays`."""
+    """The module of `family` that serves `arrays`; `ConfigError` if `use_backend` asks for one that it lacks."""
     implementations = FAMILIES[family]
-    name = _backend.get()
-    for array in arrays:
-        if array.dtype.kind == "c":
-            name = "reference"  # complex numbers exist for the complex-step check alone
-    return _module(family, name if name in implementations else implementations[0])
+    if (used := _used.get()) is not None:
+        used.add(family)
+    name = _backend.get() or implementations[0]
+    if any(array.dtype.kind == "c" for array in arrays):
+        name = "reference"  # complex numbers exist for the complex-step check alone
+    if name not in implementations:
+        raise ConfigError(
+            family,
+            f"has no implementation {name!r} in this version, expected one of {list(implementations)}",
+            "Call it outside of use_backend: the fastest that there is then serves it",
+        )
+    return _module(family, name)
 
 
 @cache

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from minitransformer.autograd import Parameter, dtype_named
+from minitransformer.autograd import Parameter, dtype_named, watching
 from minitransformer.errors import CheckpointError, DTypeError, ShapeError, nearest
 
 
@@ -22,7 +22,11 @@ class Module:
     path: str | None = None  # where the module sits in its model; addresses its dropout
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.forward(*args, **kwargs)
+        watcher = watching.get()
+        if watcher is None:
+            return self.forward(*args, **kwargs)
+        with watcher.inside(self):
+            return self.forward(*args, **kwargs)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError(f"{type(self).__name__} has no forward")

@@ -53,6 +53,7 @@ def attention_forward(
     q: np.ndarray, k: np.ndarray, v: np.ndarray, bias: np.ndarray | None = None, *, problem: Problem
 ) -> tuple[tuple[np.ndarray, np.ndarray], Attention]:
     """(out, lse): see `kernels/attention/reference.py` for the formula, `make_problem` for `problem`."""
+    problem.check(*check_qkv("attention", q, k, v, enable_gqa=True))
     q, k, v = (np.ascontiguousarray(x) for x in (q, k, v))
     bias = _as_scores(bias, q)
     kernel = kernels.serve("attention", q, k, v, *(() if bias is None else (bias,)))
@@ -73,6 +74,7 @@ def attention_weights_forward(
 
     Asking for them changes no number of the attention call: rows sum to 1, or to 0 if they are empty.
     """
+    problem.check(*check_qkv("attention_weights", q, k, k, enable_gqa=True))
     q, k, bias = np.ascontiguousarray(q), np.ascontiguousarray(k), _as_scores(bias, q)
     kernel = kernels.serve("attention", q, k, lse, *(() if bias is None else (bias,)))
     weights = kernel.weights_forward(q, k, bias, lse, problem)

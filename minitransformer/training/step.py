@@ -15,7 +15,8 @@ from typing import NamedTuple
 import numpy as np
 
 from minitransformer import random
-from minitransformer.autograd import grad, no_grad
+from minitransformer.autograd import Tensor, grad, no_grad
+from minitransformer.diagnose import first_bad_op, range_text
 from minitransformer.errors import NonFiniteError
 from minitransformer.kernels import serve
 from minitransformer.memory import keep_freed_memory
@@ -23,9 +24,9 @@ from minitransformer.models.base import Model
 from minitransformer.optim import SGD, Adam, AdamW, Optimizer
 from minitransformer.threads import Workers
 from minitransformer.training.config import TrainConfig
+from minitransformer.training.failure import LOWER_RATE, failure
 
 Batch = dict[str, np.ndarray]
-LOWER_RATE = "The last checkpoint is kept. Start again with a lower learning rate or a longer warm-up"
 
 
 class StepResult(NamedTuple):
@@ -33,6 +34,14 @@ class StepResult(NamedTuple):
 
     loss: float
     grad_norm: float
+
+
+class Shard(NamedTuple):
+    """Rows of a step's batches, from `first_row` on; `weight` is their share of all its targets."""
+
+    first_row: int
+    rows: Batch
+    weight: float
 
 
 def make_optimizer(model: Model, config: TrainConfig) -> Optimizer:
@@ -73,30 +82,28 @@ class TrainStep:
         config = self.config
         loss = self._accumulate(batches, step)
         if not np.isfinite(loss):
-            raise NonFiniteError("train", f"the loss is {loss} at step {step + 1}", LOWER_RATE)
+            raise self._failure(f"the loss is {loss} at step {step + 1}", batches, step)
         data = self.optimizer.flat.data
         kernel = serve("optimizer", data)
         if config.l1:
             kernel.add_l1(self.gradient, data, config.l1, self.optimizer.flat.num_decayed)
         norm = kernel.clip_(self.gradient, config.grad_clip or np.inf)
         if not np.isfinite(norm):
-            raise NonFiniteError(
-                "train", f"the gradient of {self._first_bad()} is not finite at step {step + 1}", LOWER_RATE
-            )
+            name = self._first_bad(self.gradient) or "the whole model (its norm overflows)"
+            raise self._failure(f"the gradient of {name} is not finite at step {step + 1}", batches, step)
         self.optimizer.lr = self.schedule(step)
         self.optimizer.step(self.gradient)
+        with np.errstate(all="ignore"):
+            square = np.dot(data, data)  # tells in one pass, unless it overflows by itself
+        if not np.isfinite(square) and (spoilt := self._first_bad(data)):
+            raise NonFiniteError("train", f"the update of step {step + 1} {self._update(spoilt)}", LOWER_RATE)
         return StepResult(float(loss), float(norm))
 
     def _accumulate(self, batches: Sequence[Batch], step: int) -> float:
         """Fill `gradient` with that of the mean loss over all targets of all batches; returns that loss."""
-        total = sum(self.model.num_targets(**batch) for batch in batches)
-        tasks, first = [], 0
-        for batch in batches:
-            for row, shard in cut(batch, self.config.shards):
-                tasks.append(partial(self._shard, shard, first + row, step, total))
-            first += len(next(iter(batch.values())))
+        shards = self._shards(batches)
         loss = 0.0
-        for index, (share, gradients) in enumerate(self.workers.run(tasks)):
+        for index, (share, gradients) in enumerate(self.workers.run(partial(self._run, s, step) for s in shards)):
             loss += share
             for view, g in zip(self._views, gradients, strict=True):
                 if index == 0:
@@ -106,19 +113,53 @@ class TrainStep:
             del gradients
         return loss
 
-    def _shard(self, shard: Batch, first_row: int, step: int, total: int) -> tuple[float, list[np.ndarray]]:
-        """This shard's part of the mean loss and of its gradient."""
-        weight = self.model.num_targets(**shard) / max(total, 1)
-        with random.scope(self.config.seed, step, first_row):
-            loss = self.model(**shard, **self._kwargs).loss
-            return loss.item() * weight, grad(loss, self.optimizer.flat.params, gradient=weight)
+    def _shards(self, batches: Sequence[Batch]) -> list[Shard]:
+        total = sum(self.model.num_targets(**batch) for batch in batches)
+        shards, first = [], 0
+        for batch in batches:
+            for row, rows in cut(batch, self.config.shards):
+                shards.append(Shard(first + row, rows, self.model.num_targets(**rows) / max(total, 1)))
+            first += len(next(iter(batch.values())))
+        return shards
 
-    def _first_bad(self) -> str:
+    def _run(self, shard: Shard, step: int) -> tuple[float, list[np.ndarray]]:
+        """This shard's part of the mean loss and of its gradient."""
+        with random.scope(self.config.seed, step, shard.first_row):
+            loss = self._loss(shard)
+            return loss.item() * shard.weight, grad(loss, self.optimizer.flat.params, gradient=shard.weight)
+
+    def _loss(self, shard: Shard) -> Tensor:
+        return self.model(**shard.rows, **self._kwargs).loss
+
+    def _failure(self, problem: str, batches: Sequence[Batch], step: int) -> NonFiniteError:
+        """The error for a step that went wrong: the step again, shard by shard, watching every op.
+
+        The same bits come out, so it need not be watched the first time.
+        """
+        for shard in self._shards(batches):
+            with random.scope(self.config.seed, step, shard.first_row):
+                bad = first_bad_op(partial(self._loss, shard), self.optimizer.flat.params, shard.weight)
+            if bad is not None:
+                return failure(problem, bad, step + 1, shard.first_row, shard.rows, self.config.out_dir)
+        return NonFiniteError(
+            "train", f"{problem}, and no single op makes it so: finite parts overflow in their sum", LOWER_RATE
+        )
+
+    def _update(self, name: str) -> str:
+        """What the optimizer did to the parameter `name`, and the ranges of what it did it with."""
+        flat, optimizer = self.optimizer.flat, self.optimizer
+        index = next(i for i, p in enumerate(flat.params) if p is dict(self.model.named_parameters())[name])
+        arrays = {"parameter": flat.data, "gradient": self.gradient, **optimizer.state()[0]}
+        ranges = "; ".join(f"{what}: {range_text(flat.views(array)[index])}" for what, array in arrays.items())
+        return f"makes the parameter {name} not finite ({type(optimizer).__name__}, rate {optimizer.lr:.4g}; {ranges})"
+
+    def _first_bad(self, buffer: np.ndarray) -> str | None:
+        """The name of the first parameter whose part of `buffer` is not finite."""
         names = {id(p): name for name, p in self.model.named_parameters()}
-        for parameter, view in zip(self.optimizer.flat.params, self._views, strict=True):
+        for parameter, view in zip(self.optimizer.flat.params, self.optimizer.flat.views(buffer), strict=True):
             if not np.isfinite(view).all():
                 return names[id(parameter)]
-        return "the whole model (its norm overflows)"
+        return None
 
 
 def evaluate(model: Model, batches: Iterable[Batch], workers: Workers) -> float:

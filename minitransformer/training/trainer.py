@@ -16,13 +16,14 @@ from typing import Any, Protocol
 import numpy as np
 
 from minitransformer.checkpoint import RunFolder, pack_arrays, unpack_arrays
-from minitransformer.errors import ConfigError, NonFiniteError
-from minitransformer.files import LogFile, json_bytes, read_json
+from minitransformer.errors import CheckpointError, ConfigError, NonFiniteError
+from minitransformer.files import LogFile, is_there, json_bytes, read_json, sealed, sha256
 from minitransformer.models.base import Model, read_weights
 from minitransformer.threads import Workers, get_num_threads, single_threaded_blas
 from minitransformer.training.callbacks import Callback, Progress, TrainResult
 from minitransformer.training.config import TrainConfig
-from minitransformer.training.step import LOWER_RATE, Batch, StepResult, TrainStep, evaluate, make_optimizer
+from minitransformer.training.failure import LOWER_RATE, evaluation_failure
+from minitransformer.training.step import Batch, StepResult, TrainStep, evaluate, make_optimizer
 
 # What a resumed run may change: the length of the run and how it is carried out.
 _MAY_CHANGE = {"out_dir", "max_steps", "threads", "progress", "save_interval"}
@@ -79,7 +80,7 @@ class Trainer:
             for callback in self.callbacks:
                 callback.on_start(self, first)
             try:
-                if not resume:
+                if self._run is not None and not self._run.has_checkpoint():
                     self._save(0, best=False)  # so that there is something to resume at any moment
                 for index in range(first, first if stopped else config.max_steps):
                     started = time.perf_counter()
@@ -95,7 +96,7 @@ class Trainer:
                     }
                     better = False
                     if self.eval_data is not None and (step % config.eval_interval == 0 or last):
-                        val_loss = self._evaluate(workers)
+                        val_loss = self._evaluate(workers, step)
                         record["val_loss"] = val_loss
                         better = val_loss < self._best
                         self._best = min(val_loss, self._best)
@@ -129,12 +130,17 @@ class Trainer:
             for i in range(config.grad_accumulation_steps)
         ]
 
-    def _evaluate(self, workers: Workers) -> float:
-        assert self.eval_data is not None
-        batches = islice(self.eval_data.sequential(self.config.batch_size), self.config.eval_batches)
-        loss = evaluate(self.model, batches, workers)
+    def _evaluate(self, workers: Workers, step: int) -> float:
+        data = self.eval_data
+        assert data is not None
+
+        def batches() -> Iterator[Batch]:
+            return islice(data.sequential(self.config.batch_size), self.config.eval_batches)
+
+        loss = evaluate(self.model, batches(), workers)
         if not math.isfinite(loss):
-            raise NonFiniteError("train", f"the validation loss is {loss}", LOWER_RATE)
+            problem = f"the validation loss is {loss} after step {step}"
+            raise evaluation_failure(problem, self.model, batches(), step, self.config.out_dir)
         return loss
 
     def _log(self, record: dict[str, Any], seconds: float) -> None:
@@ -161,8 +167,12 @@ class Trainer:
 
     def _create(self) -> int:
         if self.config.out_dir is not None:
-            self._run = RunFolder.create(self.config.out_dir, self._description())
+            # The digest tells a run that is started over, from weights it did not save, whether these are the same.
+            self._run = RunFolder.create(self.config.out_dir, {**self._description(), "start": self._digest()})
         return 0
+
+    def _digest(self) -> str:
+        return sha256(self.model.files()["model.safetensors"])
 
     def _save(self, step: int, best: bool) -> None:
         if self._run is None:
@@ -171,6 +181,10 @@ class Trainer:
             if not np.isfinite(parameter.data).all():
                 raise NonFiniteError("train", f"the parameter {name} is not finite after step {step}", LOWER_RATE)
         arrays, numbers = self.optimizer.state()
+        for name, array in arrays.items():
+            if not np.isfinite(array).all():
+                problem = f"the optimizer's {name} is not finite after step {step}"
+                raise NonFiniteError("train", problem, LOWER_RATE)
         state = {
             "step": step,
             "optimizer": numbers,
@@ -184,20 +198,29 @@ class Trainer:
         }
         tokenizer = getattr(self.train_data, "tokenizer", None)
         if tokenizer is not None:
-            files["tokenizer.json"] = json_bytes("the tokenizer", tokenizer.to_json(), indent=2)
+            files["tokenizer.json"] = sealed("the tokenizer", tokenizer.to_json())
         LogFile(self._run.path / "metrics.jsonl").sync()
         self._run.save(step, files, best=best)
         for callback in self.callbacks:
             callback.on_save(self, step)
 
     def _resume(self) -> int:
-        """Restore weights, optimizer and counters from the last checkpoint; returns its step."""
+        """Restore weights, optimizer and counters from the last checkpoint; returns its step.
+
+        That is 0 for a run stopped before its first checkpoint, which starts over.
+        """
         if self.config.out_dir is None:
             raise ConfigError("resume", "the config has no out_dir, expected the folder of a run", "Set out_dir")
         self._run = RunFolder.open(self.config.out_dir)
         self._check_same(self._run.description)
+        if not self._run.has_checkpoint():
+            if self._run.description.get("start") != self._digest():
+                problem = f"{self._run.path} has no checkpoint yet, and the model is not the one it was started with"
+                raise ConfigError("resume", problem, "Make the model from the same seed, or start another run")
+            self._cut_back(0)
+            return 0
         checkpoint = self._run.load("last")
-        weights, dtype = read_weights(checkpoint.folder / "model.safetensors")
+        weights, dtype, _ = read_weights(checkpoint.folder / "model.safetensors")
         if dtype != self.optimizer.flat.data.dtype:
             raise ConfigError(
                 "resume",
@@ -207,27 +230,40 @@ class Trainer:
         self.model.load_state_dict(weights)
         state = read_json(checkpoint.folder / "trainer.json", "the state of the trainer")
         arrays, _ = unpack_arrays(checkpoint.folder / "optimizer.safetensors")
-        self.optimizer.load_state(arrays, state["optimizer"])
-        self._best = math.inf if state["best_val_loss"] is None else state["best_val_loss"]
-        self._bad_evaluations = state["bad_evaluations"]
-        for name in ("metrics.jsonl", "timings.jsonl"):
-            LogFile(self._run.path / name).cut_back(checkpoint.step)
+        numbers, best, bad = state.get("optimizer"), state.get("best_val_loss"), state.get("bad_evaluations")
+        if not isinstance(numbers, dict) or not isinstance(best, (float, type(None))) or not isinstance(bad, int):
+            problem = f"{checkpoint.folder / 'trainer.json'} is not the state of a trainer: {state}"
+            raise CheckpointError("resume", problem, "Resume it with the version that wrote it")
+        if best is not None and not is_there(self._run.path / "best.json"):
+            problem = f"{self._run.path / 'best.json'} is missing, the pointer to the best checkpoint"
+            fix = "Restore it from a copy, or copy last.json there: the best checkpoint is then the last"
+            raise CheckpointError("resume", problem, fix)
+        self.optimizer.load_state(arrays, numbers)
+        self._best = math.inf if best is None else best
+        self._bad_evaluations = bad
+        self._cut_back(checkpoint.step)
         return checkpoint.step
+
+    def _cut_back(self, step: int) -> None:
+        assert self._run is not None
+        for name in ("metrics.jsonl", "timings.jsonl"):
+            LogFile(self._run.path / name).cut_back(step)
 
     def _check_same(self, saved: dict[str, Any]) -> None:
         """`ConfigError` if model, data or a setting that decides the numbers differs from the saved run."""
         own = self._description()
         for part in ("model_type", "model", "data"):
-            if saved[part] != own[part]:
+            if saved.get(part) != own[part]:
                 raise ConfigError(
                     "resume",
-                    f"the {part.replace('_', ' ')} is not that of the run: saved {saved[part]}, now {own[part]}",
+                    f"the {part.replace('_', ' ')} is not that of the run: saved {saved.get(part)}, now {own[part]}",
                     "Resume with what the run was started with",
                 )
+        settings = saved.get("train") or {}
         changed = [
-            f"{name} (saved {saved['train'].get(name)!r}, now {value!r})"
+            f"{name} (saved {settings.get(name)!r}, now {value!r})"
             for name, value in own["train"].items()
-            if name not in _MAY_CHANGE and saved["train"].get(name) != value
+            if name not in _MAY_CHANGE and settings.get(name) != value
         ]
         if changed:
             raise ConfigError(

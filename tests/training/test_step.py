@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -200,13 +201,17 @@ def refused(model: nn.Module, batch: Batch, **settings: Any) -> str:
 ADVICE = "The last checkpoint is kept. Start again with a lower learning rate or a longer warm-up."
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_loss_that_is_not_finite_stops_and_updates_nothing(bad: float) -> None:
+@pytest.mark.parametrize(("bad", "name"), [(math.nan, "nan"), (math.inf, "infinity")])
+def test_a_loss_that_is_not_finite_stops_and_updates_nothing(bad: float, name: str) -> None:
     model = gpt()
     weights = model.blocks[0].ffn.up.weight.data.copy()
     weights[0, 0] = bad
     model.blocks[0].ffn.up.weight.data = weights
-    assert refused(model, rows_of(4, 0)) == f"train: the loss is nan at step 7. {ADVICE}"
+    message = refused(model, rows_of(4, 0))
+    where = "in weight, parameter blocks.0.ffn.up.weight"
+    begin = f"train: the loss is nan at step 7: linear in blocks.0.ffn.up is given {name} that no op made, {where} (x: "
+    assert message.startswith(begin)
+    assert message.endswith(f"; row 0 of the batch. {ADVICE}")
 
 
 def op_with_gradient(value: float) -> Op:
@@ -234,12 +239,33 @@ def test_a_gradient_that_is_not_finite_names_its_parameter_and_updates_nothing(
     value: float, settings: dict[str, Any]
 ) -> None:
     message = refused(Claims(value), {"input_ids": np.zeros((1, 1), int)}, **settings)
-    assert message == f"train: the gradient of bad is not finite at step 7. {ADVICE}"
+    assert message == (
+        f"train: the gradient of bad is not finite at step 7: the backward of claims in Claims makes "
+        f"{'nan' if math.isnan(value) else 'infinity'} from finite numbers (dout: float64 () from 1 to 1; x, parameter "
+        f"bad: float64 (2, 3) from 1 to 1); row 0 of the batch. {ADVICE}"
+    )
 
 
 def test_a_gradient_whose_norm_overflows_is_told_apart() -> None:
     message = refused(Claims(1e200), {"input_ids": np.zeros((1, 1), int)})
-    assert message.startswith("train: the gradient of the whole model (its norm overflows) is not finite at step 7")
+    assert message == (
+        "train: the gradient of the whole model (its norm overflows) is not finite at step 7, and no single op makes "
+        f"it so: finite parts overflow in their sum. {ADVICE}"
+    )
+
+
+@pytest.mark.parametrize(("optimizer", "state"), [("sgd", "velocity"), ("adamw", "first: .*; second")])
+def test_an_update_that_is_not_finite_names_the_parameter_and_what_went_in(optimizer: str, state: str) -> None:
+    model = Claims(1e150)
+    settings = {"optimizer": optimizer, "learning_rate": 1e308, "schedule": "constant", "warmup_steps": 0}
+    config = train_config(**settings, betas=(0.9, 0.0), grad_clip=0)
+    with Workers(1) as workers, pytest.raises(NonFiniteError) as error:
+        TrainStep(model, make_optimizer(model, config), config, workers)([{"input_ids": np.zeros((1, 1), int)}], 6)
+    pattern = (
+        r"train: the update of step 7 makes the parameter (fine|bad) not finite \((SGD|AdamW), rate 1e\+308; "
+        rf"parameter: float64 .*inf; gradient: float64 .*; {state}: float64 .*\)\. "
+    )
+    assert re.fullmatch(pattern + re.escape(ADVICE), str(error.value))
 
 
 # --- evaluation ------------------------------------------------------------------------------------------

@@ -63,7 +63,7 @@ class Scripted(mt.Trainer):
         super().__init__(fresh_gpt(), config, dataset(), dataset(1), callbacks)
         self.losses = iter(losses)
 
-    def _evaluate(self, workers: Any) -> float:
+    def _evaluate(self, workers: Any, step: int) -> float:
         return next(self.losses)
 
 
@@ -99,8 +99,15 @@ def poison(trainer: mt.Trainer) -> None:
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(tmp_path: Path) -> None:
     calls = Recorder()
-    with pytest.raises(NonFiniteError, match=r"^train: the loss is nan at step 8. The last checkpoint is kept."):
+    with pytest.raises(NonFiniteError) as error:
         trained([At(7, poison), calls], out_dir=tmp_path / "run", judged=False)
+    assert str(error.value) == (
+        "train: the loss is nan at step 8: layer_norm in norm is given nan that no op made, in weight, parameter "
+        "norm.weight (x: float32 (2, 8, 16) from -0.2439 to 0.2844; weight, parameter norm.weight: float32 (16,), "
+        "16 nan; bias, parameter norm.bias: float32 (16,) from -0.04433 to 0.03443); rows 0 to 1 of the batch. "
+        f"See it with `minitransformer inspect {tmp_path / 'run' / 'bad-op-step-8.npz'}`. The last checkpoint is kept. "
+        "Start again with a lower learning rate or a longer warm-up."
+    )
     assert calls.calls[-1] == ("", "end", "failed")
     assert [line["step"] for line in records(tmp_path / "run")] == list(range(1, 8))
     assert RunFolder.open(tmp_path / "run").load("last").step == 5
@@ -115,7 +122,10 @@ def test_a_parameter_that_is_not_finite_is_not_saved(tmp_path: Path) -> None:
 
 def test_a_validation_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
     spoil = At(3, lambda trainer: setattr(trainer, "eval_data", Poisoned(trainer.model)))
-    with pytest.raises(NonFiniteError, match=r"^train: the validation loss is nan\."):
+    with pytest.raises(
+        NonFiniteError,
+        match=r"^train: the validation loss is nan after step 4: layer_norm in norm is given nan .*; rows 0 to 5 of ",
+    ):
         trained([spoil], out_dir=tmp_path / "run", eval_interval=1, save_interval=1)
     assert RunFolder.open(tmp_path / "run").load("last").step == 3
 

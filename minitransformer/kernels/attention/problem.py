@@ -1,4 +1,4 @@
-"""What an attention call asks for beside its arrays: checked once, then read by every kernel."""
+"""What an attention call asks for beside its arrays: checked once, then trusted by every kernel."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from minitransformer.errors import ConfigError, RangeError, ShapeError
 from minitransformer.random import DrawKey
 
 
@@ -31,3 +32,27 @@ class Problem(NamedTuple):
     buffers: tuple[np.ndarray, ...] = ()
     dropout_p: float = 0.0
     dropout_key: DrawKey | None = None
+
+    def check(self, B: int, H: int, T: int, S: int) -> None:
+        """Raise `ShapeError`, `RangeError` or `ConfigError` unless this fits q (B, H, T, D) and k (B, K, S, D)."""
+        for name, expected in (("offset", (B,)), ("key_lengths", (B,)), ("documents", (S,)), ("alibi_slopes", (H,))):
+            array = getattr(self, name)
+            if array is not None and array.shape != expected and not (name == "offset" and array.shape == (1,)):
+                raise ShapeError(
+                    "attention",
+                    f"{name} has shape {array.shape}, expected {expected} for (B, H, T, S) = {(B, H, T, S)}",
+                    "Make the problem with make_problem, for these arrays",
+                )
+        if self.mask is not None and (
+            self.mask.ndim > 4 or any(n not in (1, m) for n, m in zip(self.mask.shape[::-1], (S, T, H, B), strict=False))
+        ):
+            raise ShapeError(
+                "attention", f"mask has shape {self.mask.shape}, expected {(B, H, T, S)}", "Broadcast it to that"
+            )
+        if self.documents is not None and T != S:
+            raise ShapeError("attention", f"documents pack {S} tokens, there are {T} queries", "Give as many")
+        lengths = self.key_lengths
+        if lengths is not None and lengths.size and (lengths.min() < 0 or lengths.max() > S):
+            raise RangeError("attention", f"key_lengths are {lengths.tolist()}, expected 0 to {S}", "Count the keys")
+        if self.dropout_p and self.dropout_key is None:
+            raise ConfigError("attention", "dropout has no key", "Give dropout_key")
