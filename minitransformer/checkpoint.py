@@ -11,6 +11,7 @@ import json
 import re
 import shlex
 import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -19,17 +20,24 @@ import numpy as np
 
 from minitransformer.errors import CheckpointError, DTypeError
 from minitransformer.files import (
+    check_file,
+    compare,
+    is_there,
     json_bytes,
     make_folders,
+    names_in,
     parse_json,
     read_bytes,
-    read_json,
     refusals_of_the_system,
     remove,
+    sealed,
+    sha256,
     sync_folder,
+    unseal,
     write_and_sync,
     write_bytes,
 )
+from minitransformer.memory import total_memory
 
 # --- arrays ----------------------------------------------------------------------------------------------
 
@@ -59,8 +67,8 @@ def pack_arrays(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -
         # Not ascontiguousarray, which makes a vector of a scalar.
         contiguous[name] = np.asarray(array, dtype=array.dtype.newbyteorder("<"), order="C")
     text = json_bytes("the metadata", metadata).decode()
-    sealed = {"metadata": text, "sha256": _digest_of_arrays(contiguous, text)}
-    return save(contiguous, {_METADATA_KEY: json.dumps(sealed, sort_keys=True)})
+    seal = {"metadata": text, "sha256": _digest_of_arrays(contiguous, text)}
+    return save(contiguous, {_METADATA_KEY: json.dumps(seal, sort_keys=True)})
 
 
 def unpack_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -72,12 +80,14 @@ def unpack_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
-    data = read_bytes(path, "the file of arrays")
+    data = read_bytes(path, "the file of arrays", at_most=total_memory() or sys.maxsize)
     try:
         # The library's `load` drops the metadata. The header is JSON after its length in 8 bytes.
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        sealed = json.loads(header["__metadata__"][_METADATA_KEY])
-        text, expected = sealed["metadata"], sealed["sha256"]
+        header = data[8 : 8 + int.from_bytes(data[:8], "little")].rstrip(b" ")
+        if not header.endswith(b"}"):
+            raise ValueError("the header is padded with other than blanks")
+        seal = json.loads(json.loads(header)["__metadata__"][_METADATA_KEY])
+        text, expected = seal["metadata"], seal["sha256"]
         arrays = {name: array.copy() for name, array in load(data).items()}
         got = _digest_of_arrays(arrays, text)
     except (SafetensorError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
@@ -88,7 +98,7 @@ def unpack_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         raise CheckpointError(
             "unpack_arrays", f"{path}: {problem}", "Load a safetensors file that minitransformer saved"
         ) from error
-    _compare(path, expected, got)
+    compare(path, expected, got)
     return arrays, parse_json(text.encode(), path, "the metadata of the file of arrays")
 
 
@@ -103,7 +113,8 @@ def _digest_of_arrays(arrays: Mapping[str, np.ndarray], text: str) -> str:
 # --- a training run on disk ------------------------------------------------------------------------------
 
 _FORMAT = 1
-_STEP_FOLDER = re.compile(r"step-(\d{8,})(-\d+)?")
+_MOST_STEPS = 10**12  # a thousand of them a second for thirty years
+_STEP_FOLDER = re.compile(r"step-(\d{8,})(-\d+)?", re.ASCII)
 # Left by a process that was killed while writing: what `write_bytes` and `save` write aside.
 _LEFT_ASIDE = re.compile(r"\.(run|last|best)\.json\.\d+-\d+\.tmp|\.step-\d{8,}\.tmp")
 
@@ -120,7 +131,7 @@ class RunFolder:
 
         run.json                       format version and description, written once
         checkpoints/step-00001000/     the files of one checkpoint, and manifest.json with their SHA-256
-        last.json  best.json           pointers: step, folder, SHA-256 of the manifest
+        last.json  best.json           pointers: step, folder, SHA-256 of the manifest, whether there is a best
 
     A checkpoint becomes visible only when a pointer is replaced, after all of it is on the disk, and what
     a pointer names is removed only after the pointer has moved on. So a fault at any moment leaves the
@@ -139,45 +150,39 @@ class RunFolder:
         holds anything.
         """
         path = Path(path)
-        sealed = _seal(path / "run.json", {"format": _FORMAT, "description": description})
-        if (path / "run.json").exists():
+        content = sealed(str(path / "run.json"), {"format": _FORMAT, "description": description})
+        if is_there(path / "run.json"):
             command = f"minitransformer resume {shlex.quote(str(path))}"
-            raise CheckpointError(
-                "run",
-                f"{path} already holds a run",
-                f"Use `{command}`, or name another folder",
-            )
+            raise CheckpointError("run", f"{path} already holds a run", f"Use `{command}`, or name another folder")
         with refusals_of_the_system(path):
             if not path.exists():
                 make_folders(path.parent)
                 path.mkdir()  # fails if another process has just taken the name
                 sync_folder(path.parent)
-            elif not path.is_dir() or not all(_LEFT_ASIDE.fullmatch(entry.name) for entry in path.iterdir()):
+            elif not path.is_dir() or not all(_LEFT_ASIDE.fullmatch(name) for name in names_in(path)):
                 what = "a folder with other files in it" if path.is_dir() else "a file"
                 raise CheckpointError("run", f"{path} is {what}, expected nothing", "Name another folder")
-        write_bytes(path / "run.json", sealed)
+        write_bytes(path / "run.json", content)
         return cls.open(path)
 
     @classmethod
     def open(cls, path: str | Path) -> RunFolder:
         """The run at `path`. Raises `CheckpointError` if there is none, or if a newer version wrote it."""
         path = Path(path)
-        if not (path / "run.json").exists():
-            raise CheckpointError(
-                "run",
-                f"{path} holds no training run, looked for {path / 'run.json'}",
-                "Check the path, or start a run with `minitransformer train`",
-            )
-        what = "the description of a training run"
-        content = read_json(path / "run.json", what)
-        version = content.get("format")
-        if isinstance(version, int) and version > _FORMAT:
-            raise CheckpointError(
-                "run",
-                f"{path} has run format {version}, this version of minitransformer reads up to {_FORMAT}",
-                "Update it with `pip install -U minitransformer`",
-            )
-        return cls(path, _read_sealed(path / "run.json", what)["description"])
+        if not is_there(path / "run.json"):
+            problem = f"{path} holds no training run, looked for {path / 'run.json'}"
+            raise CheckpointError("run", problem, "Check the path, or start a run with `minitransformer train`")
+        file, what = path / "run.json", "the description of a training run"
+        data = read_bytes(file, what)
+        version = parse_json(data, file, what).get("format")
+        if isinstance(version, int) and version > _FORMAT:  # its seal may be another too
+            problem = f"{path} has run format {version}, this version of minitransformer reads up to {_FORMAT}"
+            raise CheckpointError("run", problem, "Update it with `pip install -U minitransformer`")
+        content = unseal(data, file, what)
+        if type(version) is not int or version != _FORMAT or not isinstance(content.get("description"), dict):
+            problem = f"{path} has run format {version!r}, this version of minitransformer reads format {_FORMAT}"
+            raise CheckpointError("run", problem, "Go on with the version that wrote it, or start another run")
+        return cls(path, content["description"])
 
     def save(self, step: int, files: Mapping[str, bytes], *, best: bool) -> None:
         """Save `files` (plain file names) as the checkpoint of `step`, named by `last`, and `best` if told.
@@ -185,16 +190,17 @@ class RunFolder:
         Then remove the checkpoints that neither pointer names. Raises `CheckpointError` when the system
         refuses; what `last` and `best` name is whole all the same.
         """
-        if not isinstance(step, int) or step < 0:
-            raise CheckpointError("run", f"a step is an integer of at least 0, got {step!r}", "Count steps")
+        if not _is_step(step):
+            problem = f"a step is an integer of at least 0 and at most {_MOST_STEPS}, got {step!r}"
+            raise CheckpointError("run", problem, "Count steps")
         for name in files:
-            if not name or Path(name).name != name or name.startswith(".") or name == "manifest.json":
+            if not _is_plain(name) or name == "manifest.json":
                 raise CheckpointError("run", f"{name!r} is no name for a file of a checkpoint", "Rename it")
         folder = self.path / "checkpoints"
         aside = folder / f".step-{step:08d}.tmp"
         manifest = json_bytes(
             "the manifest",
-            {"step": step, "files": {n: {"size": len(b), "sha256": _sha256(b)} for n, b in files.items()}},
+            {"step": step, "files": {n: {"size": len(b), "sha256": sha256(b)} for n, b in files.items()}},
             indent=2,
         )
         with refusals_of_the_system(self.path):
@@ -216,31 +222,60 @@ class RunFolder:
                 shutil.rmtree(aside, ignore_errors=True)  # give a full disk its space back
                 raise
             sync_folder(folder)
-            pointer = {"step": step, "folder": name, "manifest_sha256": _sha256(manifest)}
-            for which in ("last", "best") if best else ("last",):
+            there = best or is_there(self.path / "best.json")
+            pointer = {"step": step, "folder": name, "manifest_sha256": sha256(manifest), "best": there}
+            # `last` is the later one: a run that goes on from an older `last` finds this best one once more,
+            # while one that went on from this `last` would not look for it again.
+            for which in ("best", "last") if best else ("last",):
                 target = self.path / f"{which}.json"
-                write_bytes(target, _seal(target, pointer))
+                write_bytes(target, sealed(str(target), pointer))
             self._prune()
 
     def _kept(self) -> set[str]:
         """Names of the step folders that a pointer names, or might name if it cannot be read."""
         kept = set()
         for which in ("last", "best"):
-            if (self.path / f"{which}.json").exists():
+            if is_there(self.path / f"{which}.json"):
                 try:
                     kept.add(self._pointer(which)["folder"])
                 except CheckpointError:
-                    return {entry.name for entry in (self.path / "checkpoints").glob("step-*")}
+                    return self._step_folders()
         return kept
 
     def _prune(self) -> None:
         kept = self._kept()
-        for entry in list((self.path / "checkpoints").iterdir()):
-            if _STEP_FOLDER.fullmatch(entry.name) and entry.name not in kept:
-                remove(entry)
-        for entry in [*(self.path / "checkpoints").iterdir(), *self.path.iterdir()]:
-            if _LEFT_ASIDE.fullmatch(entry.name):
-                remove(entry)
+        for name in sorted(self._step_folders() - kept):
+            remove(self.path / "checkpoints" / name)
+        for folder in (self.path / "checkpoints", self.path):
+            for name in names_in(folder):
+                if _LEFT_ASIDE.fullmatch(name):
+                    remove(folder / name)
+
+    def has_checkpoint(self) -> bool:
+        """Whether there is a checkpoint to go on from; not in a run stopped before its first one was complete.
+
+        Raises `CheckpointError` if there were some, and neither pointer is left.
+        """
+        if is_there(self.path / "last.json") or is_there(self.path / "best.json"):
+            return True
+        # Without a pointer, that of step 0 was being saved: what it holds can be made again.
+        folders = self._step_folders() - {"step-00000000"}
+        if folders:
+            newest = self.path / "checkpoints" / max(folders)
+            raise CheckpointError(
+                "run",
+                f"last.json and best.json of {self.path} are missing, and there are checkpoints, such as {newest.name}",
+                f"Restore one of them from a copy; `minitransformer generate {shlex.quote(str(newest))}` shows "
+                "whether that model is worth it",
+            )
+        return False
+
+    def has_best(self) -> bool:
+        """Whether a best checkpoint was ever saved; `load` then finds it, or says what has become of it."""
+        return is_there(self.path / "best.json") or self._pointer("last").get("best") is True
+
+    def _step_folders(self) -> set[str]:
+        return {name for name in names_in(self.path / "checkpoints") if _STEP_FOLDER.fullmatch(name)}
 
     def load(self, which: Literal["last", "best"] = "last") -> Checkpoint:
         """The checkpoint that `which` names, after checking every byte of its files.
@@ -249,6 +284,10 @@ class RunFolder:
         file, and the other checkpoint if that one is intact.
         """
         other = "best" if which == "last" else "last"
+        if not self.has_checkpoint():
+            command = f"minitransformer resume {shlex.quote(str(self.path))}"
+            problem = f"{self.path} was stopped before its first checkpoint"
+            raise CheckpointError("run", problem, f"Use `{command}` to start it again")
         try:
             return self._verified(which)
         except CheckpointError as error:
@@ -265,41 +304,31 @@ class RunFolder:
         folder = self.path / "checkpoints" / pointer["folder"]
         what = f"a file of the {which} checkpoint"
         manifest = read_bytes(folder / "manifest.json", what)
-        _compare(folder / "manifest.json", pointer["manifest_sha256"], _sha256(manifest))
-        for name, entry in parse_json(manifest, folder / "manifest.json", what)["files"].items():
-            _compare(folder / name, entry["sha256"], _sha256(read_bytes(folder / name, what)))
+        compare(folder / "manifest.json", pointer["manifest_sha256"], sha256(manifest))
+        files = parse_json(manifest, folder / "manifest.json", what).get("files")
+        if not isinstance(files, dict) or not all(_is_plain(n) and isinstance(e, dict) for n, e in files.items()):
+            problem = f"{folder / 'manifest.json'} is no list of the files beside it"
+            raise CheckpointError("checkpoint", problem, "Restore it from a copy")
+        for name, entry in files.items():
+            check_file(folder / name, what, entry.get("size"), entry.get("sha256"))
         return Checkpoint(pointer["step"], folder)
 
     def _pointer(self, which: str) -> dict[str, Any]:
-        return _read_sealed(self.path / f"{which}.json", f"the pointer to the {which} checkpoint")
+        path, what = self.path / f"{which}.json", f"the pointer to the {which} checkpoint"
+        pointer = unseal(read_bytes(path, what), path, what)
+        step, folder = pointer.get("step"), pointer.get("folder")
+        if not _is_step(step) or not isinstance(folder, str) or not _STEP_FOLDER.fullmatch(folder):
+            raise CheckpointError("checkpoint", f"{path} names no checkpoint of this run", "Restore it from a copy")
+        return pointer
 
 
-def _seal(path: Path, content: Mapping[str, Any]) -> bytes:
-    """`content` as JSON for `path`, with the SHA-256 of itself in it."""
-    content = json.loads(json_bytes(str(path), content))  # as it will be read back: tuples become lists
-    return json_bytes(str(path), {**content, "sha256": _sha256(json_bytes(str(path), content))}, indent=2)
+def _is_step(step: object) -> bool:
+    return type(step) is int and 0 <= step <= _MOST_STEPS
 
 
-def _read_sealed(path: Path, what: str) -> dict[str, Any]:
-    data = read_bytes(path, what)
-    content = parse_json(data, path, what)
-    content.pop("sha256", None)
-    # Compared as bytes, so that a change of a blank or of the checksum is noticed too.
-    _compare(path, _sha256(_seal(path, content)), _sha256(data))
-    return content
-
-
-def _compare(path: Path, expected: str, got: str) -> None:
-    if expected != got:
-        raise CheckpointError(
-            "checkpoint",
-            f"{path} is damaged: expected SHA-256 {expected[:12]}, got {got[:12]}",
-            "Restore it from a copy",
-        )
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
+def _is_plain(name: str) -> bool:
+    """Whether `name` is that of a file, which lies in the folder it is looked for in."""
+    return bool(name) and Path(name).name == name and not name.startswith(".") and not set(name) & set("/\\:\0")
 
 
 def next_run_folder(parent: str | Path, data_name: str) -> Path:

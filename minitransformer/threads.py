@@ -10,8 +10,9 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import Context, ContextVar, copy_context
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from minitransformer.errors import ConfigError
@@ -53,6 +54,25 @@ def _checked(op: str, n: int) -> int:
             f"Pass 1 to {available_cores()} to stay within the cores of this process",
         )
     return n
+
+
+def blas_libraries() -> list[dict[str, Any]]:
+    """What threadpoolctl says of every BLAS that is loaded: version, architecture, threads, file."""
+    from threadpoolctl import threadpool_info
+
+    return [library for library in threadpool_info() if library["user_api"] == "blas"]
+
+
+def numba_pool() -> dict[str, Any]:
+    """The threading layers that Numba can load here, its first choice first, the one asked for, and its threads."""
+    config: Any = import_module("numba.core.config")
+    modules = {"tbb": "tbbpool", "omp": "omppool", "workqueue": "workqueue"}
+    layers = []
+    for layer in config.THREADING_LAYER_PRIORITY:
+        with suppress(ImportError):
+            import_module(f"numba.np.ufunc.{modules[layer]}")
+            layers.append(layer)
+    return {"layers": layers, "asked": config.THREADING_LAYER, "num_threads": config.NUMBA_NUM_THREADS}
 
 
 # --- one BLAS thread -------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import subprocess
 import tempfile
@@ -15,6 +16,7 @@ from hypothesis import given
 
 from minitransformer.checkpoint import RunFolder, next_run_folder
 from minitransformer.errors import CheckpointError
+from minitransformer.files import sealed
 
 
 @pytest.fixture
@@ -121,18 +123,78 @@ def test_open_says_what_it_looked_for(tmp_path: Path) -> None:
     )
 
 
+def test_the_format_is_kept_with_the_run(run: RunFolder) -> None:
+    assert json.loads((run.path / "run.json").read_text())["format"] == 1
+
+
 def test_a_newer_format_is_refused_by_name(run: RunFolder) -> None:
     (run.path / "run.json").write_text('{"format": 2, "anything": "else"}')
     with pytest.raises(CheckpointError, match="has run format 2, this version of minitransformer reads up to 1"):
         RunFolder.open(run.path)
 
 
+@pytest.mark.parametrize("version", [0, -1, None, "1", 1.0, True, [1]])
+def test_an_older_or_unknown_format_is_refused_by_name(run: RunFolder, version: Any) -> None:
+    (run.path / "run.json").write_bytes(sealed("run.json", {"format": version, "description": {}}))
+    with pytest.raises(CheckpointError) as caught:
+        RunFolder.open(run.path)
+    assert str(caught.value) == (
+        f"run: {run.path} has run format {version!r}, this version of minitransformer reads format 1. "
+        "Go on with the version that wrote it, or start another run."
+    )
+
+
 def test_load_says_what_is_missing(run: RunFolder) -> None:
-    with pytest.raises(CheckpointError, match=r"the pointer to the last checkpoint is missing, expected at .*last"):
+    assert not run.has_checkpoint()
+    with pytest.raises(CheckpointError) as caught:
+        run.load()
+    assert str(caught.value) == (
+        f"run: {run.path} was stopped before its first checkpoint. "
+        f"Use `minitransformer resume {run.path}` to start it again."
+    )
+    run.save(1, {"f": b"one"}, best=True)
+    (run.path / "last.json").unlink()
+    assert run.has_checkpoint()
+    with pytest.raises(CheckpointError, match=r"the pointer to the last checkpoint is missing, expected at .*Use `cp"):
         run.load()
 
 
-@pytest.mark.parametrize(("step", "name"), [(-1, "f"), (1.0, "f"), (1, "a/b"), (1, ""), (1, ".."), (1, ".f")])
+def test_a_run_that_lost_its_pointers_is_not_one_that_never_saved(run: RunFolder) -> None:
+    run.save(0, {"f": b"start"}, best=False)
+    (run.path / "last.json").unlink()
+    assert not run.has_checkpoint()  # of step 0, which can be made again
+    run.save(12, {"f": b"two"}, best=True)
+    for which in ("last", "best"):
+        (run.path / f"{which}.json").unlink()
+    for ask in (run.has_checkpoint, run.load):
+        with pytest.raises(CheckpointError) as caught:
+            ask()
+        assert str(caught.value) == (
+            f"run: last.json and best.json of {run.path} are missing, and there are checkpoints, such as "
+            "step-00000012. Restore one of them from a copy; "
+            f"`minitransformer generate {run.path / 'checkpoints' / 'step-00000012'}` shows whether that model is "
+            "worth it."
+        )
+
+
+def test_best_is_never_behind_last(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed between the two: the step that was the best is made again from the older `last`."""
+    run.save(1, {"f": b"one"}, best=True)
+    real, written = Path.replace, []
+
+    def replace(path: Path, target: Path) -> None:
+        written.append(target.name)
+        real(path, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    run.save(2, {"f": b"two"}, best=True)
+    assert written == ["best.json", "last.json"]
+
+
+@pytest.mark.parametrize(
+    ("step", "name"),
+    [(-1, "f"), (1.0, "f"), (True, "f"), (10**13, "f"), (1, "a/b"), (1, ""), (1, ".."), (1, ".f"), (1, "c:f")],
+)
 def test_save_refuses_bad_steps_and_names(run: RunFolder, step: Any, name: str) -> None:
     with pytest.raises(CheckpointError, match=r"a step is an integer of|is no name for a file"):
         run.save(step, {name: b""}, best=True)
@@ -164,8 +226,8 @@ def test_damage_names_the_file_the_digests_and_the_way_out(run: RunFolder, which
     run.save(2, {"f": b"two"}, best=False)
     intact = contents(run, other)
     path = run.load(which).folder / "f"
-    expected, got = (hashlib.sha256(b).hexdigest()[:12] for b in (path.read_bytes(), b"flipped"))
-    path.write_bytes(b"flipped")
+    expected, got = (hashlib.sha256(b).hexdigest()[:12] for b in (path.read_bytes(), b"0n3"))
+    path.write_bytes(b"0n3")
     with pytest.raises(CheckpointError) as caught:
         run.load(which)
     command = f"cp {run.path / other}.json {run.path / which}.json"

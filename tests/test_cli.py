@@ -101,7 +101,11 @@ def test_numbers_that_are_not_finite_are_status_1(capsys: pytest.CaptureFixture[
     assert train("--learning-rate", "1e30") == 1
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.splitlines()[-1].startswith("minitransformer: train: the loss is nan at step 2. The last checkpoint is")
+    *_, line = err.splitlines()
+    assert re.match(r"minitransformer: train: the loss is nan at step 2: \w+ in \S+ makes (nan|infinity) from fi", line)
+    file = re.search(r"See it with `minitransformer inspect (\S+)`\. The last checkpoint is kept\.", line)
+    assert file is not None
+    assert main(["inspect", file[1]]) == 0
 
 
 # --- resume ----------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = ["README.md", "docs/getting_started.md", "docs/training.md"]
+PAGES = ["README.md", "docs/getting_started.md", "docs/training.md", "docs/not_finite.md"]
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -54,12 +54,14 @@ def test_the_reference_is_last_everywhere() -> None:
     assert {names[-1] for names in FAMILIES.values()} == {"reference"}
 
 
-def test_a_family_without_the_wanted_implementation_keeps_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_family_without_the_wanted_implementation_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(kernels.FAMILIES, "another", ("gpu", "reference"))
     with mt.use_backend("gpu"):
         for family in FAMILIES:
             if family != "another":
-                assert name(serve(family, REAL[0])) == FAMILIES[family][0]
+                with pytest.raises(ConfigError, match=f"{family}: has no implementation 'gpu' in this version, expec"):
+                    serve(family, REAL[0])
+                assert name(serve(family, np.ones(1, np.complex128))) == "reference"
 
 
 def test_unknown_backends_are_refused() -> None:

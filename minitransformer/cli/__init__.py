@@ -23,6 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     reader of our output who has gone. `--help` and `--version` raise `SystemExit`.
     """
     argv = sys.argv[1:] if argv is None else argv
+    _reopen_closed_streams()
     try:
         with _plain_stdout(), warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: say(f"minitransformer: {message}")
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         with suppress(OSError):  # where stderr is what cannot be written
             say(f"minitransformer: {_refusal(error)}")
-        if isinstance(error, OSError):
+        if isinstance(error, OSError) and error.filename is None:
             _drop_output()
         return 1 if isinstance(error, NonFiniteError) else 2
 
@@ -49,9 +50,26 @@ def _refusal(error: Exception) -> Exception:
     if isinstance(error, MemoryError) and not isinstance(error, MiniTransformerError):
         fix = "Make batch_size, block_size or the model smaller"
         return ConfigError("memory", f"there is too little: {error or 'no details'}", fix)
+    if isinstance(error, OSError) and error.filename is not None:
+        return DataError("files", f"{error.filename} cannot be used ({error.strerror})", "Check that path")
     if isinstance(error, OSError):  # of stdout: the floors below turn those of files into errors of their own
         return DataError("output", f"cannot be written: {error.strerror}", "Check where it goes")
     return error
+
+
+def _reopen_closed_streams() -> None:
+    """Lead to nowhere what came closed, as with `2>&-`.
+
+    Else the next file that is opened would get its number, and what is meant for stderr would be written
+    into it; and print would send messages to stdout.
+    """
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(number)
+    if sys.stdout is None:
+        sys.stdout = os.fdopen(1, "w", encoding="utf-8")
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(2, "w", encoding="utf-8")
 
 
 @contextmanager

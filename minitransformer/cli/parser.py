@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import textwrap
 from difflib import get_close_matches
 from pathlib import Path
@@ -38,13 +39,16 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             close = get_close_matches(unknown[0].split("=")[0], self._option_string_actions, n=1)
             fix = f"Did you mean {close[0]}?" if close else ""
-            if self.prog.endswith(" train") and Path(unknown[0]).exists():
+            if self.prog.endswith(" train") and os.access(unknown[0], os.F_OK):
                 fix = f"To train on that text: --data {unknown[0]}"
             self._refuse(f"unknown argument {unknown[0]!r}", fix)
         return namespace, unknown
 
     def error(self, message: str) -> NoReturn:
         self._refuse(message, "")
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        (file or sys.stderr).write(message)  # argparse would pass over a stdout that cannot be written
 
     def _refuse(self, problem: str, fix: str) -> NoReturn:
         raise ConfigError(self.prog.partition(" ")[2] or "usage", problem, fix or f"See `{self.prog} --help`")
@@ -73,10 +77,15 @@ def parser() -> Parser:
     inspect = _add(places, "inspect", verbs.inspect, text, example)
     inspect.add_argument("path", metavar="FILE", help="the .npz file that a training left")
     _add_bench(places)
+    doctor = _add(places, "doctor", verbs.doctor, "check this machine and installation", "doctor --json", seed=False)
+    doctor.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    doctor.add_argument("--compile", action="store_true", help="first compile every kernel, so that no run has to")
     return parser
 
 
-def _add(places: Any, name: str, run: Any, text: str, example: str, **options: Any) -> argparse.ArgumentParser:
+def _add(
+    places: Any, name: str, run: Any, text: str, example: str, *, seed: bool = True, **options: Any
+) -> argparse.ArgumentParser:
     parser = places.add_parser(
         name,
         help=text,
@@ -85,7 +94,8 @@ def _add(places: Any, name: str, run: Any, text: str, example: str, **options: A
         **options,
     )
     parser.set_defaults(run=run)
-    parser.add_argument("--seed", type=whole, metavar="S", help="decides every random number (default: always 0)")
+    if seed:
+        parser.add_argument("--seed", type=whole, metavar="S", help="decides every random number (default: always 0)")
     parser.add_argument("--threads", type=whole, metavar="N", help="threads to use (default: all cores)")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser

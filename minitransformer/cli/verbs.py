@@ -195,6 +195,13 @@ def bench_time_to_loss(arguments: Namespace) -> int:
     return 0
 
 
+def doctor(arguments: Namespace) -> int:
+    from minitransformer import doctor
+
+    _set_threads(arguments)
+    return 0 if doctor.run(as_json=arguments.json, compile_all=arguments.compile) else 1
+
+
 # --- shared by the verbs ---------------------------------------------------------------------------------
 
 
@@ -209,9 +216,8 @@ def _set_threads(arguments: Namespace) -> None:
 
 def _find_corpus(name_or_path: str) -> Corpus:
     """A known corpus, or a path made absolute, so that a run finds it again from any folder."""
-    if not name_or_path or name_or_path in corpora() or not Path(name_or_path).exists():
-        return corpus(name_or_path)
-    return corpus(Path(name_or_path).resolve())
+    found = corpus(name_or_path)
+    return found if name_or_path in corpora() else corpus(Path(name_or_path).resolve())
 
 
 def _load(path: str) -> tuple[Model, Tokenizer, Path]:

@@ -7,7 +7,6 @@ for, and which fields describe it in JSON. Decoding, streaming, files and error 
 from __future__ import annotations
 
 import codecs
-import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
@@ -17,8 +16,18 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from minitransformer.errors import ConfigError, DataError, DTypeError, RangeError, ShapeError, nearest
-from minitransformer.files import make_folders, refusals_of_the_system, write_json
+from minitransformer.autograd import as_array
+from minitransformer.checks import path_of, shown
+from minitransformer.errors import CheckpointError, ConfigError, DataError, DTypeError, RangeError, ShapeError, nearest
+from minitransformer.files import (
+    make_folders,
+    parse_json,
+    read_bytes,
+    refusals_of_the_system,
+    sealed,
+    unseal,
+    write_bytes,
+)
 
 FILE_NAME = "tokenizer.json"
 FILE_VERSION = 1
@@ -29,7 +38,7 @@ T = TypeVar("T", bound="Tokenizer")
 def tokenizer_class(kind: str) -> type[Tokenizer]:
     """The class for a kind such as "char" or "byte"; `ConfigError` with the nearest name otherwise."""
     if kind not in KINDS:
-        raise ConfigError("tokenizer", f"there is no tokenizer of kind {kind!r}", nearest(kind, KINDS))
+        raise ConfigError("tokenizer", f"there is no tokenizer of kind {shown(kind)}", nearest(kind, KINDS))
     return KINDS[kind]
 
 
@@ -108,7 +117,7 @@ class Tokenizer(ABC):
 
     def decode_bytes(self, ids: npt.ArrayLike) -> bytes:
         """The bytes that integer `ids` (n,) stand for: text in UTF-8, perhaps cut within a character."""
-        array = np.asarray(ids)
+        array = np.asarray(as_array("decode", ids))
         if array.ndim != 1:
             raise ShapeError("decode", f"ids must have one dimension, got shape {array.shape}", "Decode row by row.")
         if array.size and array.dtype.kind not in "iu":
@@ -164,32 +173,35 @@ class Tokenizer(ABC):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write `path` if it ends in .json, else `tokenizer.json` in folder `path`, made if missing.
 
-        Readers see the old file or the new one, never a part. `CheckpointError` if it cannot be written.
+        It holds `to_json()` and a checksum. Readers see the old file or the new one, never a part.
+        `CheckpointError` if it cannot be written.
         """
-        file = Path(path)
+        file = Path(path_of("tokenizer", "path", path))
         if file.suffix != ".json" or file.is_dir():
             file /= FILE_NAME
         with refusals_of_the_system(file):
             make_folders(file.parent)
-        write_json(file, self.to_json())
+        write_bytes(file, sealed(str(file), self.to_json()))
 
     @classmethod
     def load(cls: type[T], path: str | os.PathLike[str]) -> T:
         """As `load_tokenizer`, but `DataError` for a tokenizer of another class."""
-        file = Path(path)
+        file = Path(path_of("tokenizer", "path", path))
         if file.is_dir():
             file /= FILE_NAME
+        what = "the tokenizer"
         try:
-            data = json.loads(file.read_bytes())
-        except OSError as error:
-            raise DataError(
-                str(file), f"cannot be read: {error.strerror}", "Give a tokenizer.json or its folder."
-            ) from error
-        except (ValueError, RecursionError) as error:
-            raise DataError(
-                str(file), f"is not valid JSON: {error}", "Restore it, or train the tokenizer again."
-            ) from error
-        return cls.from_json(data, source=str(file))
+            data = read_bytes(file, what)
+            fields = parse_json(data, file, what)
+        except CheckpointError as error:
+            raise DataError("tokenizer", error.problem, error.fix) from error
+        tokenizer = cls.from_json(fields, source=str(file))  # tells other programs' files and newer ones by name
+        try:
+            unseal(data, file, what)
+        except CheckpointError as error:
+            fix = "Restore it from a copy; what you changed on purpose: Tokenizer.from_json(...).save(path)"
+            raise DataError("tokenizer", error.problem, fix) from error
+        return tokenizer
 
 
 class CharTokenizer(Tokenizer, kind="char"):
@@ -209,6 +221,8 @@ class CharTokenizer(Tokenizer, kind="char"):
     @classmethod
     def train(cls, text: str | Iterable[str]) -> CharTokenizer:
         seen = np.zeros(0x110000, dtype=bool)
+        if not isinstance(text, Iterable):
+            raise DTypeError("CharTokenizer.train", f"text is {shown(text)}, expected strings", "Pass a str or pieces")
         for piece in [text] if isinstance(text, str) else text:
             seen[_code_points(piece, "CharTokenizer.train")] = True
         return cls(_from_code_points(np.flatnonzero(seen)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -47,19 +47,19 @@ class BadOp(NamedTuple):
         An infinite constant is no damage: it may be a mask.
         """
         parameters = {len(self.douts) + position for position in self.names}
-        spoilt = any(i in parameters or i < len(self.douts) or _any_nan([self.given[i]]) for i in self.outside)
+        spoilt = any(i in parameters or i < len(self.douts) or has_nan(self.given[i]) for i in self.outside)
         if spoilt or all(is_finite(x) for x in self.given):
             return 0
-        return 1 if _any_nan(self.results) and not _any_nan(self.given) else 2
+        return 1 if has_nan(*self.results) and not has_nan(*self.given) else 2
 
     def __str__(self) -> str:
         """One line: what happened, where, and the ranges of all that went in."""
-        what = "nan" if _any_nan(self.results) else "infinity"
+        what = "nan" if has_nan(*self.results) else "infinity"
         where = f"{'the backward of ' if self.douts else ''}{self.op.name}{f' in {self.layer}' if self.layer else ''}"
         if all(is_finite(x) for x in self.given):
             story = f"{where} makes {what} from finite numbers"
         elif self.outside and self.blame != 1:
-            what = "nan" if _any_nan([self.given[i] for i in self.outside]) else "infinity"
+            what = "nan" if has_nan(*(self.given[i] for i in self.outside)) else "infinity"
             sources = ", ".join(name for i, (name, _) in enumerate(self._all_named()) if i in self.outside)
             story = f"{where} is given {what} that no op made, in {sources}"
         else:
@@ -109,7 +109,8 @@ def is_finite(x: Any) -> bool:
     return not isinstance(x, (float, complex)) or bool(np.isfinite(x))
 
 
-def _any_nan(values: Sequence[Any]) -> bool:
+def has_nan(*values: Any) -> bool:
+    """Whether any of these arrays and numbers holds NaN; None does not."""
     return any(np.isnan(x).any() for x in values if x is not None and np.asarray(x).dtype.kind in "fc")
 
 

@@ -26,9 +26,6 @@ def first_bad_op(
     slower than otherwise, and their arrays stay in memory until the call returns.
 
         bad = first_bad_op(lambda: model(ids, targets=targets).loss, model.parameters())
-        if bad is not None:
-            print(bad)
-            diagnose.save("bad-op.npz", bad)  # to look at with: minitransformer inspect bad-op.npz
     """
     watch = _Watch()
     token = watching.set(watch)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from minitransformer.diagnose.bad_op import REFUSALS, BadOp, is_finite
+from minitransformer.diagnose.bad_op import REFUSALS, BadOp, has_nan, is_finite
 
 
 def shrunk(bad: BadOp) -> BadOp:
@@ -17,6 +17,8 @@ def shrunk(bad: BadOp) -> BadOp:
     queries and mask); what the op then refuses is not taken. If nothing can be cut, `bad` itself, run again.
     """
     best = bad.run()
+    if _fault(best) is None:
+        return best
     shapes: list[tuple[int, ...]] = []
     map_arrays(_given(bad), lambda array: shapes.append(array.shape))
     left = {size: size for shape in shapes for size in shape if size > 1}  # by size at first: size now
@@ -43,15 +45,21 @@ def _attempt(bad: BadOp, shapes: Sequence[tuple[int, ...]], axis: int, half: sli
     first = iter(shapes)  # map_arrays comes by in the same order each time
 
     def cut(array: np.ndarray) -> np.ndarray:
-        return array[tuple(half if n == axis else slice(None) for n in next(first))]
+        cut = array[tuple(half if n == axis else slice(None) for n in next(first))]
+        return np.asarray(cut)  # of an array without axes, a number is what is left
 
     inputs, static, douts = map_arrays(_given(bad), cut)
     try:
         candidate = bad._replace(inputs=inputs, static=static, douts=douts).run()
     except REFUSALS:
         return None  # the op refuses: these axes do not belong together, or a setting states the size
-    goes_wrong = not all(is_finite(x) for x in candidate.results)
-    return candidate if goes_wrong and candidate.blame == bad.blame else None
+    return candidate if candidate.blame == bad.blame and _fault(candidate) == _fault(bad) else None
+
+
+def _fault(bad: BadOp) -> tuple[bool, int] | None:
+    """Whether there is NaN, and the first result with it, or else with infinity; None if there is neither."""
+    faults = [(not has_nan(x), i) for i, x in enumerate(bad.results) if not is_finite(x)]
+    return min(faults, default=None)
 
 
 def map_arrays(value: Any, change: Callable[[np.ndarray], Any]) -> Any:

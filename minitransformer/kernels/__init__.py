@@ -17,6 +17,7 @@ from types import ModuleType
 
 import numpy as np
 
+from minitransformer.checks import shown
 from minitransformer.errors import ConfigError, nearest
 
 # Implementations of each family in order of preference; the reference is always last.
@@ -39,11 +40,11 @@ def use_backend(name: str) -> Iterator[None]:
     served by another, its result would pass for one of `name`.
     """
     known = {implementation for family in FAMILIES.values() for implementation in family}
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise ConfigError(
             "use_backend",
-            f"{name!r} is no implementation of any kernel in this version, expected one of {sorted(known)}",
-            nearest(name, known),
+            f"{shown(name)} is no implementation of any kernel in this version, expected one of {sorted(known)}",
+            nearest(str(name), known),
         )
     token = _backend.set(name)
     try:

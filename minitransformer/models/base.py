@@ -33,7 +33,7 @@ class ModelOutput:
 class Config:
     """Base of config dataclasses: a field that does not exist is a `ConfigError` with the nearest name."""
 
-    def __new__(cls: type[C], *args: Any, **fields: Any) -> C:
+    def __new__(cls: type[C], /, *args: Any, **fields: Any) -> C:
         known = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
         for name in fields:
             if name not in known:
@@ -51,15 +51,15 @@ class Model(Module):
         raise NotImplementedError(f"{type(self).__name__} has no num_targets")
 
     def files(self) -> dict[str, bytes]:
-        """config.json and model.safetensors, as they are saved."""
+        """model.safetensors, which holds the config too, and config.json, as they are saved."""
         config = {"model_type": type(self).__name__, **dataclasses.asdict(self.config)}
         return {
+            "model.safetensors": pack_arrays(self.state_dict(), {"config": config}),
             "config.json": json_bytes("the config", config, indent=2),
-            "model.safetensors": pack_arrays(self.state_dict(), {}),
         }
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write config.json and model.safetensors into `folder`, each atomically.
+        """Write model.safetensors and config.json into `folder`, each atomically.
 
         The tokenizer goes beside them with `tokenizer.save(folder)`.
         """
@@ -69,14 +69,18 @@ class Model(Module):
             write_bytes(Path(folder) / name, data)
 
 
-def read_weights(path: Path) -> tuple[dict[str, np.ndarray], np.dtype]:
-    """The parameters in a safetensors file and their one dtype; `CheckpointError` if they cannot be a model's."""
-    arrays, _ = unpack_arrays(path)
+def read_weights(path: Path) -> tuple[dict[str, np.ndarray], np.dtype, dict[str, Any]]:
+    """The parameters in a safetensors file, their one dtype, and the config of their model.
+
+    Raises `CheckpointError` if they cannot be a model's.
+    """
+    arrays, metadata = unpack_arrays(path)
     dtypes = {array.dtype for array in arrays.values()}
+    config = metadata.get("config")
     if len(dtypes) != 1 or not dtypes <= {np.dtype(np.float32), np.dtype(np.float64)}:
-        raise CheckpointError(
-            "read_weights",
-            f"{path} holds dtypes {sorted(map(str, dtypes))}, expected all float32 or all float64",
-            "Load weights that minitransformer saved",
-        )
-    return arrays, dtypes.pop()
+        problem = f"{path} holds dtypes {sorted(map(str, dtypes))}, expected all float32 or all float64"
+        raise CheckpointError("read_weights", problem, "Load weights that minitransformer saved")
+    if not isinstance(config, dict):
+        problem = f"{path} does not say which model its weights are of, expected the config in its metadata"
+        raise CheckpointError("read_weights", problem, "Load weights that minitransformer saved")
+    return arrays, dtypes.pop(), config

@@ -11,18 +11,21 @@ import numpy as np
 from minitransformer import functional as F
 from minitransformer import random
 from minitransformer.autograd import Tensor, as_array
-from minitransformer.errors import ConfigError, DTypeError, RangeError, ShapeError
+from minitransformer.checks import check_choice, check_flag, check_size, shown
+from minitransformer.errors import AllocationError, ConfigError, DTypeError, RangeError, ShapeError
 from minitransformer.generate import generate
+from minitransformer.memory import total_memory
 from minitransformer.models.base import Config, Model, ModelOutput
 from minitransformer.nn.attention import MultiHeadAttention
 from minitransformer.nn.dropout import Dropout
 from minitransformer.nn.embedding import Embedding
 from minitransformer.nn.feed_forward import FeedForward
 from minitransformer.nn.kv_cache import KVCache
-from minitransformer.nn.linear import Linear, check_size
+from minitransformer.nn.linear import Linear
 from minitransformer.nn.module import Module
 from minitransformer.nn.norm import LayerNorm, RMSNorm
 from minitransformer.ops.dropout import check_rate
+from minitransformer.ops.loss import check_targets
 
 _CHOICES = {
     "positions": ("learned", "sinusoidal", "rope", "alibi", None),
@@ -30,6 +33,7 @@ _CHOICES = {
     "ffn": ("gelu", "relu", "swiglu"),
     "attention": ("full", "window"),
 }
+_MOST = {"n_layer": 10_000}  # no model has more; the other sizes end at 2**31 - 1
 INIT_STD = 0.02  # of all weights; residual projections are scaled down by the number of residual sums
 
 
@@ -67,19 +71,17 @@ class GPTConfig(Config):
         sizes = ("vocab_size", "block_size", "n_layer", "n_head", "n_embd")
         for name in (*sizes, "n_kv_head", "n_inner", "window"):
             if name in sizes or getattr(self, name) is not None:
-                check_size("GPTConfig", **{name: getattr(self, name)})
-                object.__setattr__(self, name, int(getattr(self, name)))  # a NumPy integer has no JSON
+                value, most = getattr(self, name), _MOST.get(name, 2**31 - 1)
+                check_size("GPTConfig", **{name: value})
+                if value > most:
+                    problem = f"{name} is {value}, expected at most {most}"
+                    raise ConfigError("GPTConfig", problem, "Pass a smaller number")
+                object.__setattr__(self, name, int(value))  # a NumPy integer has no JSON
         object.__setattr__(self, "dropout", check_rate("GPTConfig", self.dropout))
         for name in ("bias", "tie_weights"):
-            if not isinstance(getattr(self, name), bool):
-                raise ConfigError("GPTConfig", f"{name} is {getattr(self, name)!r}, expected a bool", "Pass a bool")
+            check_flag("GPTConfig", name, getattr(self, name))
         for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ConfigError(
-                    "GPTConfig",
-                    f"{name} is {getattr(self, name)!r}, expected one of {choices}",
-                    "Pass one of them",
-                )
+            check_choice("GPTConfig", name, getattr(self, name), choices)
         if self.n_embd % self.n_head:
             raise ConfigError(
                 "GPTConfig",
@@ -111,6 +113,17 @@ class GPTConfig(Config):
         if self.n_inner is not None:
             return self.n_inner
         return 8 * math.ceil(self.n_embd / 3) if self.ffn == "swiglu" else 4 * self.n_embd
+
+    @property
+    def num_parameters(self) -> int:
+        """How many numbers the parameters of the model hold."""
+        C, F, V = self.n_embd, self.inner_width, self.vocab_size
+        rows = 2 * C // self.n_head * (self.n_kv_head or self.n_head) + C  # of keys and values, and queries
+        up = 2 * F if self.ffn == "swiglu" else F
+        block = (rows + C + up) * C + F * C + self.bias * (rows + C + up + C)
+        norm = C if self.norm == "rms" or not self.bias else 2 * C
+        tables = V * (1 if self.tie_weights else 2) + (self.block_size if self.positions == "learned" else 0)
+        return self.n_layer * (block + 2 * norm) + norm + tables * C
 
     @property
     def slides(self) -> bool:
@@ -150,6 +163,14 @@ class GPT(Model):
     config: GPTConfig
 
     def __init__(self, config: GPTConfig) -> None:
+        if not isinstance(config, GPTConfig):
+            raise DTypeError("GPT", f"config is {shown(config)}, expected a GPTConfig", "Pass mt.GPTConfig(...)")
+        size, there = 4 * config.num_parameters, total_memory()
+        if config.positions == "sinusoidal":
+            size += 8 * config.block_size * config.n_embd
+        if there is not None and size > there:
+            problem = f"{config.num_parameters:,} parameters need {size / 1e9:,.1f} GB, there are {there / 1e9:,.1f} GB"
+            raise AllocationError("GPT", problem, "Make vocab_size, block_size, n_layer or n_embd smaller")
         self.config = config
         self.wte = Embedding(config.vocab_size, config.n_embd)
         if config.positions == "learned":
@@ -196,6 +217,9 @@ class GPT(Model):
         """
         ids = _ids("input_ids", input_ids)
         B, T = ids.shape
+        if cache is not None and not isinstance(cache, KVCache):
+            problem = f"cache is {shown(cache)}, expected a KVCache"
+            raise DTypeError("GPT", problem, "Make it with model.make_cache(batch_size)")
         if labels is not None and targets is not None:
             raise DTypeError("GPT", "got both labels and targets", "labels are shifted inside, targets are already")
         past = 0 if cache is None else cache.length
@@ -211,8 +235,9 @@ class GPT(Model):
         if targets is not None:
             loss = F.cross_entropy(logits, _ids("targets", targets, (B, T)), label_smoothing=label_smoothing)
         elif labels is not None:
-            shifted = _ids("labels", labels, (B, T))[:, 1:]
-            loss = F.cross_entropy(logits[:, :-1], shifted, label_smoothing=label_smoothing)
+            given = _ids("labels", labels, (B, T))
+            check_targets("GPT", "label", given, self.config.vocab_size)  # at their positions before the shift
+            loss = F.cross_entropy(logits[:, :-1], given[:, 1:], label_smoothing=label_smoothing)
         return ModelOutput(loss=loss, logits=logits, cache=cache)
 
     def _logits(self, ids: np.ndarray, real: np.ndarray | None, cache: KVCache | None) -> Tensor:
@@ -254,8 +279,10 @@ class GPT(Model):
 
     def num_targets(self, **batch: Any) -> int:
         """How many tokens of `targets`, or of `labels` from the second on, are not -100."""
-        counted = batch["targets"] if "targets" in batch else batch["labels"][:, 1:]
-        return int((np.asarray(counted) != -100).sum())
+        for name, first in (("targets", 0), ("labels", 1)):
+            if batch.get(name) is not None:
+                return int((_ids(name, batch[name])[:, first:] != -100).sum())
+        raise ConfigError("GPT", "the batch has neither targets nor labels", "Give one of them")
 
     def make_cache(self, batch_size: int, length: int | None = None) -> KVCache:
         """A cache for sequences of up to `length` tokens (default block_size).
@@ -264,6 +291,7 @@ class GPT(Model):
         """
         config = self.config
         capacity = config.block_size if length is None else length
+        check_size("make_cache", batch_size=batch_size, length=capacity)
         if config.slides:
             capacity = min(capacity, 2 * config.block_size)
         heads = config.n_kv_head or config.n_head

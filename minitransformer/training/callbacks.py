@@ -84,7 +84,7 @@ class Progress(Callback):
                 self._validation = f" val {record['val_loss']:.3f}"
             self._bar.set_postfix_str(
                 f"loss {record['loss']:.3f}{self._validation} lr {record['lr']:.1e} "
-                f"norm {record['grad_norm']:.1f} {pace / 1000:.1f}k tok/s",
+                f"norm {record['grad_norm']:.2g} {pace / 1000:.1f}k tok/s",
                 refresh=False,
             )
             self._bar.update()
@@ -93,7 +93,7 @@ class Progress(Callback):
             validation = f", val loss {record['val_loss']:.4f}" if "val_loss" in record else ""
             print(
                 f"step {step}/{self._total}: loss {record['loss']:.4f}{validation}, lr {record['lr']:.2e}, "
-                f"grad norm {record['grad_norm']:.2f}, {pace:,.0f} tokens/s, {left // 60}:{left % 60:02d} left",
+                f"grad norm {record['grad_norm']:.3g}, {pace:,.0f} tokens/s, {left // 60}:{left % 60:02d} left",
                 file=self.stream,
                 flush=True,
             )

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass
 from typing import Any
 
 from minitransformer.autograd import check_device
+from minitransformer.checks import check_choice, check_flag, is_number, path_of, shown
 from minitransformer.errors import ConfigError
 from minitransformer.models.base import Config
 from minitransformer.optim import schedules
@@ -17,6 +17,7 @@ _CHOICES = {
     "schedule": ("cosine", "linear", "constant", "noam", "warmup_stable_decay"),
     "optimizer": ("adamw", "adam", "sgd"),
 }
+_MOST = {"grad_accumulation_steps": 10_000}  # all batches of a step are in memory; other counts end at 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -60,11 +61,8 @@ class TrainConfig(Config):
 
     def __post_init__(self) -> None:
         if self.out_dir is not None:
-            if not isinstance(self.out_dir, (str, os.PathLike)):
-                raise ConfigError("TrainConfig", f"out_dir is {self.out_dir!r}, expected a path", "Name a folder")
-            object.__setattr__(self, "out_dir", os.fspath(self.out_dir))
-        if not isinstance(self.progress, bool):
-            raise ConfigError("TrainConfig", f"progress is {self.progress!r}, expected a bool", "Pass a bool")
+            object.__setattr__(self, "out_dir", path_of("TrainConfig", "out_dir", self.out_dir))
+        check_flag("TrainConfig", "progress", self.progress)
         for name in (
             "batch_size",
             "grad_accumulation_steps",
@@ -89,41 +87,37 @@ class TrainConfig(Config):
         ):
             self._number(name, getattr(self, name))
         if not isinstance(self.betas, (tuple, list)) or len(self.betas) != 2:
-            raise ConfigError("TrainConfig", f"betas is {self.betas!r}, expected two numbers", "Pass (0.9, 0.99)")
+            raise ConfigError("TrainConfig", f"betas is {shown(self.betas)}, expected two numbers", "Pass (0.9, 0.99)")
         object.__setattr__(self, "betas", tuple(self.betas))
         for beta in self.betas:
             self._number("betas", beta, below=1)
         self._number("label_smoothing", self.label_smoothing, below=1)
+        for name, choices in _CHOICES.items():
+            check_choice("TrainConfig", name, getattr(self, name), choices)
         if self.schedule != "constant" and self.min_learning_rate > self.learning_rate:
             raise ConfigError(
                 "TrainConfig",
                 f"min_learning_rate {self.min_learning_rate} is above learning_rate {self.learning_rate}",
                 "Lower min_learning_rate too",
             )
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ConfigError(
-                    "TrainConfig",
-                    f"{name} is {getattr(self, name)!r}, expected one of {choices}",
-                    "Pass one of them",
-                )
         check_device("TrainConfig", self.device)
 
     def _whole(self, name: str, least: int) -> None:
-        value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        value, most = getattr(self, name), _MOST.get(name, 2**31 - 1)
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            limit = f"most {most}" if isinstance(value, int) and value > most else f"least {least}"
             raise ConfigError(
                 "TrainConfig",
-                f"{name} is {value!r}, expected a whole number of at least {least}",
+                f"{name} is {value!r}, expected a whole number of at {limit}",
                 f"Change {name}",
             )
 
     def _number(self, name: str, value: Any, below: float = math.inf) -> None:
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < below:
+        if not isinstance(value, (int, float)) or not is_number(value, 0, below):
             limit = "" if below == math.inf else f" and below {below}"
             raise ConfigError(
                 "TrainConfig",
-                f"{name} is {value!r}, expected a number of at least 0{limit}",
+                f"{name} is {shown(value)}, expected a number of at least 0{limit}",
                 f"Change {name}",
             )
 

@@ -53,8 +53,9 @@ def make_optimizer(model: Model, config: TrainConfig) -> Optimizer:
 
 
 def cut(batch: Batch, shards: int) -> list[tuple[int, Batch]]:
-    """(first row, rows) of up to `shards` slices of nearly equal size; more shards than rows leave none empty."""
+    """(first row, rows) of `shards` slices of nearly equal size, of one row each where shards are more than rows."""
     rows = len(next(iter(batch.values())))
+    shards = max(min(shards, rows), 1)
     edges = [rows * i // shards for i in range(shards + 1)]
     return [
         (first, {name: array[first:last] for name, array in batch.items()})

@@ -52,6 +52,11 @@ class Trainer:
         eval_data: TrainData | None = None,
         callbacks: Sequence[Callback] = (),
     ) -> None:
+        for name, value, kind in (("model", model, Model), ("config", config, TrainConfig)):
+            if not isinstance(value, kind):
+                raise DTypeError("Trainer", f"{name} is {shown(value)}, expected a {kind.__name__}", "Make one first")
+        if not isinstance(callbacks, (list, tuple)):
+            raise DTypeError("Trainer", f"callbacks is {shown(callbacks)}, expected a list", "Pass [callback]")
         self.model, self.config = model, config
         self.train_data, self.eval_data = train_data, eval_data
         self.callbacks = [*([Progress()] if config.progress else []), *callbacks]
@@ -64,6 +69,7 @@ class Trainer:
     def train(self, resume: bool = False) -> TrainResult:
         """Train until `max_steps`, from the start or, with `resume`, from the last checkpoint of `out_dir`.
 
+        A run that was stopped before its first checkpoint is resumed from the start, with the weights it had.
         Ctrl-C finishes the step, saves and returns; a second one stops at once. Raises `NonFiniteError` at
         the first loss, gradient or parameter to save that is not finite (the last checkpoint is kept),
         `CheckpointError` for a folder that already holds a run, or holds none to resume, `ConfigError` for a
@@ -234,10 +240,8 @@ class Trainer:
         if not isinstance(numbers, dict) or not isinstance(best, (float, type(None))) or not isinstance(bad, int):
             problem = f"{checkpoint.folder / 'trainer.json'} is not the state of a trainer: {state}"
             raise CheckpointError("resume", problem, "Resume it with the version that wrote it")
-        if best is not None and not is_there(self._run.path / "best.json"):
-            problem = f"{self._run.path / 'best.json'} is missing, the pointer to the best checkpoint"
-            fix = "Restore it from a copy, or copy last.json there: the best checkpoint is then the last"
-            raise CheckpointError("resume", problem, fix)
+        if self._run.has_best() and not is_there(self._run.path / "best.json"):
+            self._run.load("best")  # which says so: the next save would remove what it named
         self.optimizer.load_state(arrays, numbers)
         self._best = math.inf if best is None else best
         self._bad_evaluations = bad

@@ -225,11 +225,12 @@ HEAD = f'"version": {FILE_VERSION}, "type": "char"'
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (b"", "is not valid JSON"),
-        (b'{"version": 1, "type": "cha', "is not valid JSON"),
-        (b"\xff\xfe\x00", "is not valid JSON"),
-        (b"[" * 100_000, "is not valid JSON"),
+        (b"", "is damaged or was not written by minitransformer"),
+        (b'{"version": 1, "type": "cha', "is damaged or was not written by minitransformer"),
+        (b"\xff\xfe\x00", "is damaged or was not written by minitransformer"),
+        (b"[" * 100_000, "is damaged or was not written by minitransformer"),
         (b"[1]", "expected a JSON object, got list"),
+        (b'{"version": 1, "type": "byte"}', "is damaged: expected SHA-256"),
         (b"{}", "field 'type' must be one of byte, char, got None"),
         (b'{"version": "1.0", "model": {"type": "BPE"}}', "no tokenizer of this package"),
         (b'{"type": "char", "characters": "ab"}', "field 'version' must be a whole number from 1, got None"),
@@ -250,8 +251,22 @@ def test_a_bad_file_is_named_with_what_is_wrong(content: bytes, problem: str, tm
     file.write_bytes(content)
     with pytest.raises(DataError) as caught:
         load_tokenizer(tmp_path)
-    assert str(caught.value).startswith(f"{file}: ")
+    assert str(file) in str(caught.value)
     assert problem in str(caught.value)
+
+
+def test_a_tokenizer_edited_by_hand_is_told_how_to_save(tmp_path: Path) -> None:
+    CharTokenizer("abc").save(tmp_path)
+    file = tmp_path / "tokenizer.json"
+    file.write_text(file.read_text().replace("abc", "abd"))
+    with pytest.raises(DataError) as caught:
+        load_tokenizer(tmp_path)
+    assert str(caught.value).startswith(f"tokenizer: {file} is damaged: expected SHA-256 ")
+    assert caught.value.fix == (
+        "Restore it from a copy; what you changed on purpose: Tokenizer.from_json(...).save(path)"
+    )
+    Tokenizer.from_json(json.loads(file.read_text())).save(tmp_path)
+    assert load_tokenizer(tmp_path).decode([2]) == "d"
 
 
 @given(st.recursive(st.none() | st.booleans() | st.integers() | texts, lambda x: st.lists(x), max_leaves=5))
@@ -265,5 +280,7 @@ def test_any_value_in_any_field_loads_or_is_refused(value: object) -> None:
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"nowhere: cannot be read: No such file or directory\."):
+    with pytest.raises(
+        DataError, match=r"^tokenizer: the tokenizer is missing, expected at .*nowhere\. Check that path\."
+    ):
         load_tokenizer(tmp_path / "nowhere")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,9 @@ from hypothesis import strategies as st
 from tiny import OPTIONS, SHAPE, dataset, fresh_gpt, gpt, options, token_ids, train_config
 
 import minitransformer as mt
-from minitransformer.checkpoint import RunFolder, pack_arrays
-from minitransformer.errors import CheckpointError, ConfigError, ShapeError
+from minitransformer.checkpoint import RunFolder, pack_arrays, unpack_arrays
+from minitransformer.errors import AllocationError, CheckpointError, ConfigError, ShapeError
+from minitransformer.files import json_bytes
 from minitransformer.models import pretrained_folder
 
 every_option = pytest.mark.parametrize("chosen", OPTIONS.values(), ids=OPTIONS)
@@ -71,8 +71,11 @@ def saved(tmp_path: Path) -> Path:
 
 
 def change(folder: Path, **fields: Any) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, **fields}))
+    """Save it anew with a config that no model has: as another version or another program might."""
+    arrays, metadata = unpack_arrays(folder / "model.safetensors")
+    config = {**metadata["config"], **fields}
+    (folder / "model.safetensors").write_bytes(pack_arrays(arrays, {"config": config}))
+    (folder / "config.json").write_bytes(json_bytes("the config", config, indent=2))
 
 
 def test_an_unknown_field_gives_the_nearest_name(saved: Path) -> None:
@@ -81,10 +84,60 @@ def test_an_unknown_field_gives_the_nearest_name(saved: Path) -> None:
         mt.from_pretrained(saved)
 
 
-def test_a_field_of_the_wrong_kind_is_refused(saved: Path) -> None:
-    change(saved, n_layer="1")
-    with pytest.raises(ConfigError, match=r"^GPTConfig: n_layer is '1', expected a positive integer"):
+@pytest.mark.parametrize("name", ["cls", "self", "args", "", "n layer", "__class__"])
+def test_no_field_has_a_meaning_of_its_own(saved: Path, name: str) -> None:
+    change(saved, **{name: 1})
+    with pytest.raises(ConfigError, match=f"^GPTConfig: has no field '{name}'"):
         mt.from_pretrained(saved)
+
+
+WHOLE = ["vocab_size", "block_size", "n_layer", "n_head", "n_embd", "n_kv_head", "n_inner", "window"]
+WRONG = ["1", 1.0, True, [], {}, "", 0, -1, 2**31, 10**90]
+
+
+@pytest.mark.parametrize("name", [*WHOLE, *("bias", "tie_weights", "dropout", "positions", "norm", "ffn", "attention")])
+def test_a_field_of_the_wrong_kind_is_refused_by_name(saved: Path, name: str) -> None:
+    values = WRONG if name in WHOLE else [*WRONG[3:5], "no", 2**31, -0.5]
+    for value in [*values, *([None] if name in WHOLE[:5] else [])]:
+        change(saved, **{name: value})
+        with pytest.raises(ConfigError, match=rf"^GPTConfig: (the )?{name} ") as caught:
+            mt.from_pretrained(saved)
+        assert repr(value) in str(caught.value)
+
+
+def test_sizes_end_where_no_model_is() -> None:
+    with pytest.raises(ConfigError) as caught:
+        mt.GPTConfig(n_layer=10_001)
+    assert str(caught.value) == "GPTConfig: n_layer is 10001, expected at most 10000. Pass a smaller number."
+    assert mt.GPTConfig(n_layer=10_000, n_embd=2**31 - 1, n_head=1, vocab_size=2**31 - 1).n_layer == 10_000
+
+
+@given(options())
+def test_parameters_are_counted_without_making_them(chosen: dict[str, Any]) -> None:
+    model = mt.GPT(mt.GPTConfig(**{**SHAPE, **chosen}))
+    assert model.config.num_parameters == model.num_parameters()
+
+
+def test_a_model_larger_than_the_memory_is_refused_before_it_is_made(
+    monkeypatch: pytest.MonkeyPatch, saved: Path
+) -> None:
+    with pytest.raises(AllocationError, match=r"^GPT: \d[\d,]+ parameters need \d[\d,]+\.\d GB, there are "):
+        mt.GPT(mt.GPTConfig(n_layer=10_000, n_embd=2**31 - 1, n_head=1))
+    change(saved, block_size=2**31 - 1)
+    with pytest.raises(AllocationError, match=r"^GPT: "):
+        mt.from_pretrained(saved)
+    config = mt.GPTConfig(**{**SHAPE, "positions": "sinusoidal"})
+    needed = 4 * config.num_parameters + 8 * config.block_size * config.n_embd
+    for there in (needed, None):
+        monkeypatch.setattr("minitransformer.models.gpt.total_memory", lambda there=there: there)
+        mt.GPT(config)
+    monkeypatch.setattr("minitransformer.models.gpt.total_memory", lambda: needed - 1)
+    with pytest.raises(AllocationError) as caught:
+        mt.GPT(config)
+    assert str(caught.value) == (
+        f"GPT: {config.num_parameters:,} parameters need 0.0 GB, there are 0.0 GB. "
+        "Make vocab_size, block_size, n_layer or n_embd smaller."
+    )
 
 
 def test_an_unknown_model_gives_the_nearest_name(saved: Path) -> None:
@@ -99,6 +152,28 @@ def test_weights_of_another_config_are_refused(saved: Path) -> None:
         mt.from_pretrained(saved)
     change(saved, n_embd=16, tie_weights=False)
     with pytest.raises(CheckpointError, match=r"the names do not match, missing head.weight, unexpected none"):
+        mt.from_pretrained(saved)
+
+
+def test_a_config_that_is_not_that_of_the_weights_is_refused(saved: Path) -> None:
+    """Of one head more, the weights have the same shapes, and mean another model."""
+    text = (saved / "config.json").read_text()
+    for changed, difference in {
+        text.replace('"n_head": 2', '"n_head": 4'): "n_head is 4 and was 2",
+        text.replace("\n", "\n "): "it was reformatted",
+    }.items():
+        (saved / "config.json").write_text(changed)
+        with pytest.raises(CheckpointError) as caught:
+            mt.from_pretrained(saved)
+        assert str(caught.value) == (
+            f"from_pretrained: {saved / 'config.json'} is not the config that the weights were saved with: "
+            f"{difference}. Restore it from a copy, or save the model again."
+        )
+
+
+def test_weights_that_do_not_say_their_config_are_refused(saved: Path) -> None:
+    (saved / "model.safetensors").write_bytes(pack_arrays(gpt().state_dict(), {}))
+    with pytest.raises(CheckpointError, match="does not say which model its weights are of, expected the config in"):
         mt.from_pretrained(saved)
 
 

@@ -189,7 +189,7 @@ class Stream(io.StringIO):
         return self.terminal
 
 
-NUMBERS = r"loss \d\.\d{4}(, val loss \d\.\d{4})?, lr \d\.\d\de-0\d, grad norm \d+\.\d\d, [\d,]+ tokens/s"
+NUMBERS = r"loss \d\.\d{4}(, val loss \d\.\d{4})?, lr \d\.\d\de-0\d, grad norm \d(\.\d+)?, [\d,]+ tokens/s"
 
 
 def test_progress_is_plain_lines_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:

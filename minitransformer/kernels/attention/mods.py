@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from minitransformer.errors import DTypeError, GradientError, ShapeError
+from minitransformer.errors import AllocationError, DTypeError, GradientError, ShapeError
 
 Mod = Callable[..., Any]
 
@@ -29,8 +29,12 @@ def evaluate_mask(mask_mod: Mod, B: int, H: int, T: int, S: int, buffers: Sequen
     `DTypeError` for results that are not bool and `ShapeError` for results that are not one per cell;
     what `mask_mod` itself raises surfaces as it is.
     """
-    b, h, q, k = np.ogrid[:B, :H, :T, :S]
-    return np.broadcast_to(evaluate_mask_at(mask_mod, b, h, q, k, buffers), (B, H, T, S))
+    try:
+        b, h, q, k = np.ogrid[:B, :H, :T, :S]
+        return np.broadcast_to(evaluate_mask_at(mask_mod, b, h, q, k, buffers), (B, H, T, S))
+    except MemoryError as error:
+        problem = f"B={B}, H={H}, T={T}, S={S} are too many cells ({error})"
+        raise AllocationError(_name(mask_mod), problem, "Choose smaller sizes") from error
 
 
 def evaluate_mask_at(mask_mod: Mod, b: Any, h: Any, q: Any, k: Any, buffers: Sequence[Any] = ()) -> np.ndarray:
@@ -62,6 +66,8 @@ def score_derivative(score_mod: Mod, scores: np.ndarray, buffers: Sequence[Any] 
     Code that drops the imaginary part would silently get 0, so some cells are compared with differences.
     Raises `GradientError` where they disagree and for functions that refuse complex numbers.
     """
+    if scores.dtype.kind == "c":
+        raise GradientError("score_mod", "complex scores have no complex step", "Use real queries and keys")
     try:
         stepped = evaluate_score(score_mod, scores.astype(np.complex128) + 1j * _STEP, buffers)
     except (TypeError, np.exceptions.ComplexWarning) as error:
