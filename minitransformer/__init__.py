@@ -16,6 +16,7 @@ from minitransformer.version import __version__
 
 if TYPE_CHECKING:
     from minitransformer import data, diagnose, metrics, optim
+    from minitransformer.gradients import gradcheck
     from minitransformer.models import GPT, GPTConfig, ModelOutput, from_pretrained
     from minitransformer.training import TrainConfig, Trainer
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 _UPPER_FLOORS = {
     **dict.fromkeys(("GPT", "GPTConfig", "ModelOutput", "from_pretrained"), "models"),
     **dict.fromkeys(("TrainConfig", "Trainer"), "training"),
+    "gradcheck": "gradients",
     **{module: module for module in ("data", "diagnose", "metrics", "optim")},
 }
 
@@ -44,6 +46,7 @@ __all__ = [
     "from_pretrained",
     "functional",
     "grad",
+    "gradcheck",
     "manual_seed",
     "masks",
     "matmul",

@@ -13,11 +13,14 @@ import numpy as np
 import minitransformer.ops  # noqa: F401  (fills OPS)
 from minitransformer import random
 from minitransformer.autograd import OPS, Tensor, as_array
+from minitransformer.checks import check_flag, check_function, is_integer, shown
 from minitransformer.errors import DTypeError
 from minitransformer.masks import Mask
+from minitransformer.ops.activation import check_float
 from minitransformer.ops.attention import make_problem, split_mask
 from minitransformer.ops.dropout import check_rate
 from minitransformer.ops.position import alibi_slopes, sinusoidal_positions
+from minitransformer.ops.shape import check_shape
 
 __all__ = [
     "alibi_slopes",
@@ -38,7 +41,6 @@ __all__ = [
     "maximum",
     "minimum",
     "mse_loss",
-    "refuse",
     "relu",
     "rms_norm",
     "scaled_dot_product_attention",
@@ -57,7 +59,7 @@ __all__ = [
 def refuse(op: str, keywords: dict[str, Any]) -> None:
     """`DTypeError` (a TypeError) for keywords that `op` does not take, with the way out for padding masks."""
     for name in keywords:
-        if name.endswith("padding_mask"):
+        if str(name).endswith("padding_mask"):
             raise DTypeError(
                 op,
                 f"{name} is not taken, because in torch it means True = blocked, and here True = may attend",
@@ -99,13 +101,15 @@ def scaled_dot_product_attention(
     "and". Where positions are compared and T != S or lengths differ, `causal_align` must name the corner:
     "lower_right" (the last query sees the last key) or "upper_left". `softcap` c turns scores s into
     c tanh(s/c); `alibi_slopes` (H,) subtracts slope * distance. A query that may attend to nothing gets
-    output 0, log-sum-exp -inf and gradient 0. `dropout_p` always applies: pass 0 when evaluating.
+    output 0, log-sum-exp -inf and gradient 0. `dropout_p` always applies: pass 0 when evaluating. NaN or
+    infinity in a value that is masked reaches the output all the same, as 0 * NaN: pad with finite numbers.
 
     Raises ShapeError, DTypeError, MaskError, RangeError or ConfigError before any number is computed.
     """
     op = "attention"
     refuse(op, unexpected)
-    q, k, v = (_require_array(op, x) for x in (query, key, value))
+    need_weights, need_lse = check_flag(op, "need_weights", need_weights), check_flag(op, "need_lse", need_lse)
+    q, k, v = (as_array(op, x) for x in (query, key, value))
     options = {
         "is_causal": is_causal,
         "scale": scale,
@@ -113,14 +117,14 @@ def scaled_dot_product_attention(
         "causal_align": causal_align,
         "window_size": window_size,
         "softcap": softcap,
-        "alibi_slopes": _plain(alibi_slopes),
-        "key_lengths": _plain(key_lengths),
-        "cu_seqlens": _plain(cu_seqlens),
+        "alibi_slopes": alibi_slopes,
+        "key_lengths": key_lengths,
+        "cu_seqlens": cu_seqlens,
         "dropout_p": dropout_p,
     }
     problem = make_problem(op, q, k, v, **options)
     B, H, T, _ = q.shape
-    mask, additive = split_mask(op, _plain(attn_mask), B, H, T, k.shape[2])
+    mask, additive = split_mask(op, attn_mask, B, H, T, k.shape[2])
     bias = attn_mask if additive is not None else None  # a Tensor keeps its gradient
     if mask is not None and isinstance(attn_mask, Tensor):
         mask = mask.copy()  # backward needs it as it was, and a static argument has no version
@@ -163,12 +167,16 @@ def flex_attention(
             f"block_mask is a {type(block_mask).__name__}, expected a mask object",
             "Make one: masks.create_block_mask(mask_mod, B, H, T, S)",
         )
+    for name, mod in (("score_mod", score_mod), ("score_mod_grad", score_mod_grad)):
+        if mod is not None:
+            check_function(op, name, mod, "(score, b, h, q, k, *buffers) -> score")
     arrays = []
-    for buffer in buffers:
+    for buffer in _items(op, "buffers", buffers):
         if isinstance(buffer, Tensor) and buffer.requires_grad:
             raise DTypeError(op, "a buffer requires a gradient, which buffers do not get", "Pass buffer.detach()")
         arrays.append(np.asarray(as_array(op, buffer)))
-    q, k, v = (_require_array(op, x) for x in (query, key, value))
+    need_lse = check_flag(op, "need_lse", need_lse)
+    q, k, v = (as_array(op, x) for x in (query, key, value))
     mods: dict[str, Any] = {"score_mod": score_mod, "score_mod_grad": score_mod_grad, "buffers": tuple(arrays)}
     problem = make_problem(op, q, k, v, scale=scale, enable_gqa=enable_gqa, dropout_p=dropout_p, **mods)
     B, H, T, _ = q.shape
@@ -178,15 +186,11 @@ def flex_attention(
     return (out, lse) if need_lse else out
 
 
-def _require_array(op: str, x: Any) -> np.ndarray:
-    array = as_array(op, x)
-    if not isinstance(array, np.ndarray):
-        raise DTypeError(op, f"got {x!r}, expected a Tensor or array", "Convert it with mt.tensor(x)")
-    return array
-
-
-def _plain(x: Any) -> Any:
-    return x._data if isinstance(x, Tensor) else x
+def _items(op: str, name: str, values: Any) -> Sequence[Any]:
+    """`values`, one by one as they are; `DTypeError` for what is no list or tuple."""
+    if not isinstance(values, (list, tuple)):
+        raise DTypeError(op, f"{name} is {shown(values)}, expected a list or tuple", f"Pass {name} as [a, b]")
+    return values
 
 
 def linear(input: Any, weight: Any, bias: Any = None) -> Tensor:
@@ -203,16 +207,16 @@ def layer_norm(
     x: Any, normalized_shape: int | Sequence[int], weight: Any = None, bias: Any = None, eps: float = 1e-5
 ) -> Tensor:
     """Layer norm over the last axes `normalized_shape` (Ba et al. 2016)."""
-    return OPS["layer_norm"](x, weight, bias, normalized_shape=_shape(normalized_shape), eps=eps)
+    return OPS["layer_norm"](x, weight, bias, normalized_shape=_shape("layer_norm", normalized_shape), eps=eps)
 
 
 def rms_norm(x: Any, normalized_shape: int | Sequence[int], weight: Any = None, eps: float = 1e-5) -> Tensor:
     """RMS norm over the last axes `normalized_shape` (Zhang and Sennrich 2019)."""
-    return OPS["rms_norm"](x, weight, normalized_shape=_shape(normalized_shape), eps=eps)
+    return OPS["rms_norm"](x, weight, normalized_shape=_shape("rms_norm", normalized_shape), eps=eps)
 
 
-def _shape(shape: int | Sequence[int]) -> tuple[int, ...]:
-    return (int(shape),) if isinstance(shape, (int, np.integer)) else tuple(shape)
+def _shape(op: str, shape: int | Sequence[int]) -> tuple[int, ...]:
+    return check_shape(op, (shape,) if is_integer(shape) else shape)
 
 
 def softmax(x: Any, dim: int = -1) -> Tensor:
@@ -260,7 +264,8 @@ def dropout(x: Any, p: float = 0.5, training: bool = True, *, site: int | None =
     Which elements are kept is a function of the seed, the step, the call `site` (or call order) and the
     element's index: see `minitransformer.random`.
     """
-    if not training or check_rate("dropout", p) == 0:
+    if check_rate("dropout", p) == 0 or not check_flag("dropout", "training", training):
+        check_float("dropout", x=as_array("dropout", x))
         return x if isinstance(x, Tensor) else Tensor(x)
     return OPS["dropout"](x, p=p, key=random.next_key(site))
 
@@ -324,17 +329,17 @@ def where(condition: Any, a: Any, b: Any) -> Tensor:
 
 def expand(x: Any, shape: Sequence[int]) -> Tensor:
     """x broadcast to `shape`."""
-    return OPS["expand"](x, shape=tuple(shape))
+    return OPS["expand"](x, shape=shape)
 
 
 def concat(tensors: Sequence[Any], dim: int = 0) -> Tensor:
     """The tensors one after another along `dim`."""
-    return OPS["concat"](*tensors, dim=dim)
+    return OPS["concat"](*_items("concat", "tensors", tensors), dim=dim)
 
 
 def stack(tensors: Sequence[Any], dim: int = 0) -> Tensor:
     """The tensors side by side along a new axis `dim`."""
-    return OPS["stack"](*tensors, dim=dim)
+    return OPS["stack"](*_items("stack", "tensors", tensors), dim=dim)
 
 
 def split(tensor: Any, split_size_or_sections: int | Sequence[int], dim: int = 0) -> tuple[Tensor, ...]:

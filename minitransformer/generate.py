@@ -6,7 +6,6 @@ after those in the cache, and if it has `config.block_size`, `config.slides` and
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable
 from numbers import Integral, Real
@@ -16,7 +15,8 @@ import numpy as np
 
 from minitransformer import random
 from minitransformer.autograd import as_array, no_grad
-from minitransformer.errors import ConfigError, DTypeError, NonFiniteError, ShapeError
+from minitransformer.checks import check_flag, is_number, shown
+from minitransformer.errors import ConfigError, DTypeError, NonFiniteError, RangeError, ShapeError
 
 
 class Streamer(Protocol):
@@ -59,6 +59,8 @@ def generate(
     every new one (a warning says so once); others slide. Raises ConfigError for settings out of range,
     NonFiniteError for NaN logits.
     """
+    check_flag("generate", "do_sample", do_sample)
+    check_flag("generate", "use_cache", use_cache)
     _check_settings(
         do_sample,
         max_new_tokens=max_new_tokens,
@@ -80,6 +82,9 @@ def generate(
         with no_grad():
             for step in range(max_new_tokens):
                 logits = stepper.logits(ids, real).astype(np.float64)  # (B, V)
+                if eos_token_id is not None and eos_token_id >= logits.shape[1]:
+                    problem = f"eos_token_id is {shown(eos_token_id)}, expected less than the {logits.shape[1]} tokens"
+                    raise ConfigError("generate", problem, "Use the tokenizer that the model was made with, or None")
                 if np.isnan(logits).any():
                     raise NonFiniteError("generate", "the logits are NaN", "Load an earlier checkpoint")
                 if repetition_penalty != 1:
@@ -138,7 +143,7 @@ class _Stepper:
         return out.logits.data[:, -1]
 
 
-_POSITIVE = (Real, lambda x: 0 < x < math.inf, "a positive number")
+_POSITIVE = (Real, lambda x: is_number(x, 0) and float(x) > 0, "a positive number")
 _OFF = "None turns it off"
 _SAMPLING: dict[str, tuple[type, Callable[[Any], bool], str, str]] = {
     "temperature": (*_POSITIVE, "do_sample=False takes the likeliest token"),
@@ -147,7 +152,7 @@ _SAMPLING: dict[str, tuple[type, Callable[[Any], bool], str, str]] = {
     "min_p": (Real, lambda p: 0 <= p <= 1, "a number from 0 to 1", _OFF),
 }
 _SETTINGS = {
-    "max_new_tokens": (Integral, lambda n: n >= 0, "an integer of at least 0", "Pass such a number"),
+    "max_new_tokens": (Integral, lambda n: 0 <= n < 2**62, "an integer of at least 0", "Pass such a number"),
     "repetition_penalty": (*_POSITIVE, "1 turns it off"),
     "eos_token_id": (Integral, lambda i: i >= 0, "a token id", _OFF),
     **_SAMPLING,
@@ -159,10 +164,10 @@ def _check_settings(do_sample: bool, **settings: Any) -> None:
         kind, fine, expected, way_out = _SETTINGS[name]
         if value is None and way_out == _OFF:
             continue
-        if isinstance(value, bool) or not isinstance(value, kind) or not fine(value):
-            raise ConfigError("generate", f"{name} is {value!r}, expected {expected}", way_out)
+        if isinstance(value, (bool, np.timedelta64)) or not isinstance(value, kind) or not fine(value):
+            raise ConfigError("generate", f"{name} is {shown(value)}, expected {expected}", way_out)
         if not do_sample and name in _SAMPLING and value != 1:
-            raise ConfigError("generate", f"{name} is {value!r} but nothing is sampled", "Pass do_sample=True")
+            raise ConfigError("generate", f"{name} is {shown(value)} but nothing is sampled", "Pass do_sample=True")
 
 
 def _check_prompt(input_ids: Any, attention_mask: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -170,6 +175,8 @@ def _check_prompt(input_ids: Any, attention_mask: Any) -> tuple[np.ndarray, np.n
     ids = np.asarray(as_array("generate", input_ids))
     if ids.dtype.kind not in "iu":
         raise DTypeError("generate", f"input_ids have dtype {ids.dtype}, expected integers", "Encode the prompt")
+    if ids.dtype == np.uint64 and ids.size and ids.max() >= 2**63:
+        raise RangeError("generate", f"input_ids hold {ids.max()}, which is no token", "Encode the prompt")
     if ids.ndim != 2 or ids.shape[1] == 0:
         raise ShapeError(
             "generate",
@@ -211,7 +218,7 @@ def _sample(
     order = np.argsort(-logits, axis=-1, kind="stable")  # likeliest first; ties by id
     ranked = np.take_along_axis(logits, order, axis=-1)
     with np.errstate(over="ignore"):  # towards temperature 0 all but the likeliest reach -inf
-        p = np.exp((ranked - ranked[:, :1]) / temperature)
+        p = np.exp((ranked - ranked[:, :1]) / float(temperature))
     p /= p.sum(axis=-1, keepdims=True)
     keep = np.ones((B, V), bool)
     if top_k is not None:
@@ -219,9 +226,9 @@ def _sample(
     if top_p is not None:
         kept = np.where(keep, p, 0)
         kept /= kept.sum(axis=-1, keepdims=True)
-        keep &= np.cumsum(kept, axis=-1) - kept < top_p  # the first is always kept
+        keep &= np.cumsum(kept, axis=-1) - kept < float(top_p)  # the first is always kept
     if min_p is not None:
-        keep &= p >= min_p * p[:, :1]
+        keep &= p >= float(min_p) * p[:, :1]
     cumulative = np.cumsum(np.where(keep, p, 0), axis=-1)
     words = random.uniform_words((B,), random.DrawKey(seed, step, random.site_id("generate"), 0))
     uniform = (words + 0.5) / 2**32

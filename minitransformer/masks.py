@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from minitransformer.autograd import as_array
+from minitransformer.checks import is_integer, shown
 from minitransformer.errors import DTypeError, MaskError, RangeError, ShapeError
 from minitransformer.kernels.attention.mods import evaluate_mask, evaluate_mask_at
 
@@ -28,6 +29,7 @@ Sizes = tuple[int | None, int | None, int | None, int | None]  # B, H, T, S; Non
 Four = tuple[int, int, int, int]
 
 _ANY: Sizes = (None, None, None, None)
+_MOST = 2**48  # far more than memory, and sums of positions fit 64 bits
 _CONVERT = "Convert it: mask == 1 if 1 means attend, mask == 0 if it is additive (0 and -inf)"
 
 
@@ -250,10 +252,10 @@ def dense(array: Any) -> Mask:
 
 def from_function(mask_mod: Mod) -> Mask:
     """Your own rule `mask_mod(b, h, q, k) -> bool`: plain Python about one cell, `if` and `and` included."""
-    if not callable(mask_mod):
-        problem = f"got a {type(mask_mod).__name__}, expected a function (b, h, q, k) -> bool"
-        raise DTypeError("from_function", problem, "Wrap arrays with masks.dense")
     name = getattr(mask_mod, "__name__", type(mask_mod).__name__)
+    if not callable(mask_mod):
+        problem = f"got a {name}, expected a function (b, h, q, k) -> bool"
+        raise DTypeError("from_function", problem, "Wrap arrays with masks.dense")
     return Mask(_ANY, f"from_function({name})", lambda B, H, T, S: mask_mod)
 
 
@@ -300,8 +302,8 @@ def _agree(op: str, left: Sizes, right: Sizes) -> Sizes:
 
 def _alignment(op: str, align: str | None) -> tuple[Callable[[int, int], int], str]:
     """What to add to q to get its own position among the keys, as a function of (T, S); and for repr."""
-    if align not in (None, "lower_right", "upper_left"):
-        raise MaskError(op, f"got align={align!r}", 'Pass "lower_right" or "upper_left", or nothing if T = S')
+    if align is not None and not (isinstance(align, str) and align in ("lower_right", "upper_left")):
+        raise MaskError(op, f"got align={shown(align)}", 'Pass "lower_right" or "upper_left", or nothing if T = S')
 
     def shift_of(T: int, S: int) -> int:
         if T != S and align is None:
@@ -313,10 +315,10 @@ def _alignment(op: str, align: str | None) -> tuple[Callable[[int, int], int], s
 
 
 def _integer(op: str, name: str, value: Any, least: int) -> int:
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
+    if not is_integer(value):
         raise DTypeError(op, f"{name} is a {type(value).__name__}, expected an integer", "Pass an int")
-    if value < least:
-        raise RangeError(op, f"{name} is {value}, expected {least} or more", "Pass a larger number")
+    if not least <= value < _MOST:
+        raise RangeError(op, f"{name} is {shown(value)}, expected {least} or more, below 2**48", "Pass such a number")
     return int(value)
 
 
@@ -333,7 +335,9 @@ def _integers(op: str, ids: Any, *shapes: str) -> np.ndarray:
         raise DTypeError(op, f"ids have dtype {array.dtype}, expected integers", "Use array.astype(int)")
     if not 1 <= array.ndim <= len(shapes):
         raise ShapeError(op, f"ids have shape {array.shape}, expected {' or '.join(shapes)}", "Reshape them")
-    return _own(array, array.dtype if array.size else np.int64)
+    if array.dtype == np.uint64 and array.size and array.max() >= _MOST:
+        raise RangeError(op, f"ids hold {array.max()}, expected less than 2**48", "Number them from 0")
+    return _own(array, np.int64)
 
 
 def _own(array: np.ndarray, dtype: Any) -> np.ndarray:

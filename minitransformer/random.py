@@ -19,6 +19,7 @@ from zlib import crc32
 
 import numpy as np
 
+from minitransformer.checks import is_integer, shown
 from minitransformer.errors import ConfigError
 
 _MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
@@ -117,8 +118,8 @@ _process = _Process(0)
 
 def check_seed(op: str, seed: int) -> int:
     """`seed` as a Python int in [0, 2**64), or `ConfigError`."""
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= int(seed) < 2**64:
-        raise ConfigError(op, f"seed is {seed!r}, expected an integer from 0 to 2**64 - 1", "Pass such a seed")
+    if not is_integer(seed) or not 0 <= int(seed) < 2**64:
+        raise ConfigError(op, f"seed is {shown(seed)}, expected an integer from 0 to 2**64 - 1", "Pass such a seed")
     return int(seed)
 
 
@@ -155,6 +156,8 @@ def site_id(path: str) -> int:
 
 def next_key(site: int | None = None) -> DrawKey:
     """The key of one draw at `site`; a call without a site is addressed by its order."""
+    if site is not None and (not is_integer(site) or not 0 <= site < 2**32):
+        raise ConfigError("dropout", f"site is {shown(site)}, expected an integer from 0 to 2**32 - 1", "Leave it out")
     current = _scope.get()
     if current is None:
         with _lock:

@@ -13,17 +13,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import threadpoolctl  # noqa: F401  (sets an environment variable when first imported: not in the middle of a test)
-from hypothesis import HealthCheck, register_random, settings
+from hypothesis import Phase, register_random, settings
 
 from minitransformer.autograd import OPS
 from minitransformer.random import manual_seed
 from minitransformer.threads import get_num_threads
+from minitransformer_pytest import register_profiles
 
-# No deadline anywhere: the first call of a kernel compiles it, and the machine may be shared. The prefix
-# keeps clear of Hypothesis's own profile named `ci`.
-settings.register_profile("mt-dev", deadline=None, max_examples=20, suppress_health_check=[HealthCheck.too_slow])
-settings.register_profile("mt-ci", settings.get_profile("mt-dev"), max_examples=50, derandomize=True)
-settings.register_profile("mt-thorough", settings.get_profile("mt-dev"), max_examples=1000)
+register_profiles()  # Hypothesis does this itself where the package is installed
+# For runs that only ask whether a test fails, as zoo.py and mutate.py do: no search for a smaller example.
+settings.register_profile("mt-fail-fast", settings.get_profile("mt-ci"), phases=(Phase.explicit, Phase.generate))
 settings.load_profile(os.environ.get("MT_PROFILE", "mt-ci" if os.environ.get("CI") else "mt-dev"))
 
 LEFT_OUT = pytest.StashKey[int]()
@@ -52,6 +51,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="a test against a peer that is not installed is an error, not a skip",
     )
+    parser.addoption("--install-bug", metavar="NAME", help="run each test with this bug of the zoo in the package")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -71,6 +71,16 @@ def pytest_collection_finish() -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     if count := config.stash.get(LEFT_OUT, 0):
         terminalreporter.write_line(f"thorough tests left out: {count}; -m thorough runs them")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    if not (name := item.config.getoption("--install-bug")):
+        return (yield)
+    from minitransformer.testing import bugs  # imports the upper floors: not for every run
+
+    with bugs.install(name):
+        return (yield)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

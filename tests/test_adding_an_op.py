@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from problems import PROBLEMS
 from test_derivations import code, compare, complaints
 
 from minitransformer.autograd import OPS
+from minitransformer.testing.calls import CALLS
 
 PAGE = Path(__file__).parents[1] / "docs" / "adding_an_op.md"
 FENCE = re.compile(r"^(`{3,})(\w+)\n(.*?)^\1$", re.MULTILINE | re.DOTALL)
@@ -23,9 +23,9 @@ FENCE = re.compile(r"^(`{3,})(\w+)\n(.*?)^\1$", re.MULTILINE | re.DOTALL)
 @pytest.fixture
 def registries() -> Iterator[None]:
     """The op that the page adds goes when its test ends."""
-    ops, problems = dict(OPS), dict(PROBLEMS)
+    ops, problems = dict(OPS), dict(CALLS)
     yield
-    for registry, before in ((OPS, ops), (PROBLEMS, problems)):
+    for registry, before in ((OPS, ops), (CALLS, problems)):
         for name in registry.keys() - before.keys():
             del registry[name]
 
@@ -57,13 +57,13 @@ def test_the_page_is_true() -> None:
     known = set(OPS)
     run(page)
     assert OPS.keys() - known == {"softplus"}
-    assert PROBLEMS.keys() == OPS.keys()
+    assert CALLS.keys() == OPS.keys()
 
     (section,) = (block for language, block in blocks(page) if language == "markdown")
     assert complaints([section], ["softplus"]) == []
     rng = np.random.default_rng(0)
     for _ in range(10):
-        compare("softplus", code(section)[0], PROBLEMS["softplus"](rng), rng)
+        compare("softplus", code(section)[0], CALLS["softplus"](rng), rng)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 from collections.abc import Callable
 from contextvars import copy_context
 from pathlib import Path
@@ -34,7 +35,7 @@ def refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> Refused:
     """Runs a command that is refused; returns its error line."""
 
     def files() -> dict[Path, bytes]:
-        return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        return {path: path.read_bytes() if path.is_file() else b"" for path in folder.rglob("*")}
 
     def run(command: str) -> str:
         capsys.readouterr()
@@ -76,11 +77,15 @@ def test_refused_settings(refused: Refused) -> None:
         "--learning-rate fast": f"train: argument --learning-rate: expected a number, got 'fast'. {SEE}",
         "--learning-rate nan": "TrainConfig: learning_rate is nan, expected a number of at least 0. "
         "Change learning_rate.",
+        "--learning-rate -1": "TrainConfig: learning_rate is -1.0, expected a number of at least 0. "
+        "Change learning_rate.",
+        "--attention window --window 0": "GPTConfig: window is 0, expected a positive integer. Pass such a number.",
         "--learning-rate 1e-9": "TrainConfig: min_learning_rate 0.0001 is above learning_rate 1e-09. "
         "Lower min_learning_rate too.",
         "--betas 1": "TrainConfig: betas is (1.0,), expected two numbers. Pass (0.9, 0.99).",
         "--betas a,b": f"train: argument --betas: expected numbers such as 0.9,0.99, got 'a,b'. {SEE}",
         "--seed -1": "TrainConfig: seed is -1, expected an integer from 0 to 2**64 - 1. Pass such a seed.",
+        "--seed 1e3": f"train: argument --seed: expected a whole number, got '1e3'. {SEE}",
         "--threads 0": "TrainConfig: threads is 0, expected a whole number of at least 1. Change threads.",
         "--device cuda": "TrainConfig: device 'cuda' is not available in this version, expected 'cpu'. Use 'cpu'.",
         "--optimizer lion": "TrainConfig: optimizer is 'lion', expected one of ('adamw', 'adam', 'sgd'). "
@@ -117,7 +122,14 @@ def test_refused_texts(refused: Refused) -> None:
     Path("short.txt").write_text("hi\n", encoding="utf-8")
     Path("image.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0")
     Path("folder").mkdir()
+    Path("utf16.txt").write_text("to be", encoding="utf-16")
+    Path("loop").symlink_to("loop")
+    Path("dangling.txt").symlink_to("nowhere")
     for data, message in {
+        "utf16.txt": "corpus file 'utf16.txt': is not UTF-8: byte 0xFF at offset 0 (invalid start byte). Convert it ",
+        "loop": "corpus 'loop': cannot be read: Too many levels of symbolic links. ",
+        "dangling.txt": f"corpus: 'dangling.txt' {NEITHER} ",
+        300 * "x": f"corpus '{300 * 'x'}': cannot be read: File name too long. ",
         "nowhere.txt": f"corpus: 'nowhere.txt' {NEITHER} Known: python-docs, shakespeare. "
         "Or give the path of a text file or folder.",
         "pyton-docs": f"corpus: 'pyton-docs' {NEITHER} Did you mean 'python-docs'? "
@@ -131,15 +143,6 @@ def test_refused_texts(refused: Refused) -> None:
         assert refused(f"train --data '{data}'").startswith(message)
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="permissions do not bind root")
-def test_permissions(refused: Refused, folder: Path) -> None:
-    (folder / "closed").mkdir(mode=0o500)
-    assert refused(TRAIN + "--out-dir closed/run").startswith("files: closed/run could not be written (Permission")
-    (folder / "closed").chmod(0o000)
-    assert refused("train --data closed").startswith("corpus 'closed': cannot be read: Permission denied.")
-    (folder / "closed").chmod(0o700)
-
-
 def test_nothing_is_overwritten(refused: Refused, run: str) -> None:
     Path("mine").mkdir()
     Path("mine/thesis.txt").touch()
@@ -151,10 +154,44 @@ def test_nothing_is_overwritten(refused: Refused, run: str) -> None:
     assert refused(TRAIN + "--out-dir text.txt/run").startswith("files: text.txt/run could not be written (")
 
 
+def test_refused_places(refused: Refused) -> None:
+    Path("dangling").symlink_to("nowhere")
+    Path("loop").symlink_to("loop")
+    for place in ("dangling", "dangling/run", "text.txt/run", "/dev/null/run"):
+        assert refused(f"{TRAIN} --out-dir {place}").startswith(f"files: {place} could not be written (")
+    assert "File name too long" in refused(f"{TRAIN} --out-dir {300 * 'x'}")
+    for place in ("loop", "loop/run"):
+        assert refused(f"{TRAIN} --out-dir {place}").startswith("files: ")
+
+
+def test_sizes_beyond_all_measure(refused: Refused) -> None:
+    for flags, message in {
+        f"--shards {10**12}": f"TrainConfig: shards is {10**12}, expected a whole number of at most 2147483647. ",
+        f"--max-steps {10**30}": f"TrainConfig: max_steps is {10**30}, expected a whole number of at most 2147483647. ",
+        f"--eval-batches {10**21}": f"TrainConfig: eval_batches is {10**21}, expected a whole number of at most ",
+        "--grad-accumulation-steps 20000": "TrainConfig: grad_accumulation_steps is 20000, expected a whole number of "
+        "at most 10000. ",
+        f"--threads {10**30}": f"TrainConfig: threads is {10**30}, expected a whole number of at most 2147483647. ",
+    }.items():
+        assert refused(TRAIN + flags).startswith(message)
+
+
+def test_more_shards_and_threads_than_can_ever_be_used(capsys: pytest.CaptureFixture[str]) -> None:
+    """No list of a billion shards is made, and no thread that has nothing to do."""
+    printed = []
+    for nth, flags in enumerate(("--shards 12", "--shards 1000000000 --threads 100000")):
+        assert copy_context().run(main, shlex.split(f"{TRAIN} --out-dir run-{nth} {flags}")) == 0
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1]
+    assert Path("run-0/metrics.jsonl").read_bytes() == Path("run-1/metrics.jsonl").read_bytes()
+
+
 def test_too_large_for_memory(refused: Refused) -> None:
     message = refused(TRAIN + "--n-head 1 --n-embd 1000000000000000")
-    assert message.startswith("memory: there is too little: Unable to allocate ")
-    assert message.endswith(". Make batch_size, block_size or the model smaller.")
+    assert message == "GPTConfig: n_embd is 1000000000000000, expected at most 2147483647. Pass a smaller number."
+    message = refused(TRAIN + "--n-head 1 --n-embd 2000000000")
+    assert message.startswith("GPT: 48,000,000,064,000,000,000 parameters need 192,000,000,256.0 GB, there are ")
+    assert message.endswith(" GB. Make vocab_size, block_size, n_layer or n_embd smaller.")
 
 
 def test_refused_to_generate(refused: Refused, run: str) -> None:
@@ -167,6 +204,14 @@ def test_refused_to_generate(refused: Refused, run: str) -> None:
         "--temperature -1": "generate: temperature is -1.0, expected a positive number. ",
         "--max-new-tokens -3": "generate: max_new_tokens is -3, expected an integer of at least 0. ",
         "--top-p 2": "generate: top_p is 2.0, expected a number above 0 and at most 1. ",
+        "--top-p nan": "generate: top_p is nan, expected a number above 0 and at most 1. ",
+        "--top-k 0": "generate: top_k is 0, expected an integer of at least 1. ",
+        "--temperature nan": "generate: temperature is nan, expected a positive number. ",
+        "--temperature inf": "generate: temperature is inf, expected a positive number. ",
+        "--min-p 2": "generate: min_p is 2.0, expected a number from 0 to 1. ",
+        "--repetition-penalty 0": "generate: repetition_penalty is 0.0, expected a positive number. ",
+        "--prompt 'to \udcff'": "encode: U+DCFF at position 3 is a lone surrogate, no character. ",
+        "--prompt 'to \0'": "encode: character '\\x00' (U+0000) at position 3 is not among the 9 characters ",
         "--seed -1": "generate: seed is -1, expected an integer from 0 to 2**64 - 1. ",
     }.items():
         assert refused(f"generate run {flags}").startswith(message)
@@ -184,10 +229,23 @@ def test_no_run(refused: Refused) -> None:
 
 
 def test_stopped_before_its_first_checkpoint(refused: Refused, run: str) -> None:
+    for entry in Path("run").iterdir():
+        if entry.name != "run.json":
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    message = "run: run was stopped before its first checkpoint. Use `minitransformer resume run` to start it again."
+    for verb in ("generate", "eval"):
+        assert refused(f"{verb} run") == message
+
+
+def test_pointers_lost(refused: Refused, run: str) -> None:
     Path("run/last.json").unlink()
+    assert refused("resume run --max-steps 9").endswith(
+        "last.json. Use `cp run/best.json run/last.json` to take the best one (step 3), which is intact."
+    )
     Path("run/best.json").unlink()
-    message = "resume: run was stopped before its first checkpoint. Start another run."
-    assert refused("resume run --max-steps 9") == message
+    fix = "Restore one of them from a copy; `minitransformer generate run/checkpoints/step-00000003` shows whether "
+    message = "run: last.json and best.json of run are missing, and there are checkpoints, such as step-00000003. "
+    assert refused("resume run --max-steps 9") == message + fix + "that model is worth it."
 
 
 def test_a_model_without_tokenizer_or_text(refused: Refused, run: str) -> None:

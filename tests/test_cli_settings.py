@@ -20,7 +20,7 @@ from minitransformer.cli import main, verbs
 from minitransformer.cli.parser import parser
 from minitransformer.cli.settings import SETTINGS
 
-VERBS = ["train", "resume", "generate", "eval", "bench", "bench step", "bench time-to-loss"]
+VERBS = ["train", "resume", "generate", "eval", "bench", "bench step", "bench time-to-loss", "doctor"]
 
 
 @pytest.fixture(autouse=True)

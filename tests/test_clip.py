@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minitransformer.autograd import Parameter
-from minitransformer.errors import ConfigError, DTypeError
+from minitransformer.errors import ConfigError, DTypeError, GradientError
 from minitransformer.kernels.optimizer import reference
 from minitransformer.nn.clip import clip_grad_norm_
 from minitransformer.optim import FlatParameters
@@ -79,3 +79,38 @@ def test_clipping_to_a_norm_that_makes_no_sense(max_norm: Any) -> None:
 def test_clipping_what_is_no_tensor() -> None:
     with pytest.raises(DTypeError, match="got a ndarray, expected Tensors"):
         clip_grad_norm_([np.ones(3)], 1.0)
+
+
+@pytest.mark.parametrize("layout", ["strided", "reversed", "fortran", "one number"])
+def test_gradients_in_any_layout_are_clipped(layout: str) -> None:
+    (p,) = parameters([() if layout == "one number" else (3, 2) if layout == "fortran" else (4,)])
+    plain = np.arange(1, p.data.size + 1, dtype=np.float32).reshape(p.shape)
+    p.grad = {
+        "strided": lambda: np.repeat(plain, 2)[::2],
+        "reversed": lambda: plain[::-1].copy()[::-1],
+        "fortran": lambda: plain.copy("F"),
+        "one number": plain.copy,
+    }[layout]()
+    assert clip_grad_norm_(p, 0.5) == pytest.approx(np.linalg.norm(plain), rel=1e-6)
+    np.testing.assert_allclose(p.grad, plain * 0.5 / np.linalg.norm(plain), rtol=1e-5)
+
+
+def test_a_read_only_gradient_is_measured_but_refused_before_any_is_scaled() -> None:
+    a, b = parameters([(2,), (2,)])
+    a.grad, b.grad = np.array([3, 0], np.float32), np.array([0, 4], np.float32)
+    b.grad.flags.writeable = False
+    assert clip_grad_norm_([a, b], 6.0) == 5
+    problem = r"a .grad of shape \(2,\) is read-only, and the norm 5 is above 1\. Assign a copy"
+    with pytest.raises(GradientError, match=problem):
+        clip_grad_norm_([a, b], 1.0)
+    np.testing.assert_array_equal(a.grad, [3, 0])
+
+
+@pytest.mark.parametrize("gradient", [[1.0, 2.0], np.ones(2, np.float16), np.ones(2, int), np.ones(2, complex)])
+def test_a_gradient_of_another_kind_is_refused(gradient: Any) -> None:
+    (p,) = parameters([(2,)])
+    p.grad = gradient
+    with pytest.raises(
+        DTypeError, match=r"a .grad is \w+, expected a float32 or float64 array. Let backward fill .grad"
+    ):
+        clip_grad_norm_(p, 1.0)

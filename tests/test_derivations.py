@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from problems import PROBLEMS, Inputs
 
 from minitransformer.autograd import OPS
+from minitransformer.testing.calls import CALLS, Inputs
 
 FOLDER = Path(__file__).parents[1] / "docs" / "derivations"
 ANCHOR = re.compile(r"^\(op-(.+)\)=$", re.MULTILINE)
@@ -86,14 +86,14 @@ SECTIONS = dict(pair for page in PAGES for pair in sections(page))
 
 def test_every_op_has_its_derivation_and_its_problem() -> None:
     assert complaints(PAGES, OPS) == []
-    assert PROBLEMS.keys() == OPS.keys()
+    assert CALLS.keys() == OPS.keys()
 
 
 @pytest.mark.parametrize("name", sorted(OPS))
 @given(seed=st.integers(0, 2**32 - 1))
 def test_formula_agrees_with_op(name: str, seed: int) -> None:
     rng = np.random.default_rng(seed)
-    compare(name, code(SECTIONS[name])[0], PROBLEMS[name](rng), rng)
+    compare(name, code(SECTIONS[name])[0], CALLS[name](rng), rng)
 
 
 RIGHT = "(op-exp)=\n## Exponential\n\n```python\nout = np.exp(x)\ndx = dout * out\n```\n"

@@ -21,15 +21,15 @@ from minitransformer.autograd import OPS, Op
 from minitransformer.cli import main
 from minitransformer.diagnose import BadOp, first_bad_op, load, report, save, shrunk
 from minitransformer.errors import CheckpointError, DataError, NonFiniteError
+from minitransformer.testing.calls import CALLS
 from minitransformer.training import Callback
-from tests.problems import PROBLEMS
 from tests.tiny import trained
 
 
 def call_of(name: str, backward: bool) -> BadOp:
     """A drawn call of an op, as a watch would keep it."""
     rng = np.random.default_rng(3)
-    inputs, static = PROBLEMS[name](rng)
+    inputs, static = CALLS[name](rng)
     bad = BadOp(OPS[name], "a.b", tuple(inputs), static, (), (), {0: "parameter w"}, ())
     if backward:
         bad = bad._replace(douts=tuple(rng.standard_normal(x.shape).astype(x.dtype) for x in bad.run().results))  # type: ignore[union-attr]
@@ -47,7 +47,7 @@ def same(a: Any, b: Any) -> bool:
 
 
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
-@pytest.mark.parametrize("name", sorted(PROBLEMS))
+@pytest.mark.parametrize("name", sorted(CALLS))
 def test_every_op_comes_back_and_runs_to_the_same_bits(name: str, backward: bool, tmp_path: Path) -> None:
     bad = call_of(name, backward)
     save(tmp_path / "bad.npz", bad, {"step": 3, "input_ids": np.arange(4)})

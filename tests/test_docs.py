@@ -6,7 +6,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = ["README.md", "docs/getting_started.md", "docs/training.md", "docs/not_finite.md"]
+PAGES = [
+    "README.md",
+    "docs/getting_started.md",
+    "docs/training.md",
+    "docs/not_finite.md",
+    "docs/gradcheck.md",
+    "docs/testing_strategies.md",
+    "docs/bug_zoo.md",
+]
 
 
 @pytest.mark.parametrize("page", PAGES)

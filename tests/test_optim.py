@@ -42,6 +42,27 @@ def gradient_for(optimizer: Optimizer, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(data.size).astype(data.dtype)
 
 
+@pytest.mark.parametrize("kind", [Adam, AdamW])
+@given(seed=SEEDS, decay=st.sampled_from([0.0, 0.1]))
+def test_adam_is_its_formula(kind: type[Adam], seed: int, decay: float) -> None:
+    weight, bias = parameters([(2, 3), (4,)], seed, np.float64)
+    lr, (beta1, beta2), eps = 0.1, (0.9, 0.99), 1e-3
+    optimizer = kind([weight, bias], lr, (beta1, beta2), eps, decay)
+    data, decayed = np.concatenate([weight.data.ravel(), bias.data]), np.arange(10) < 6  # biases do not decay
+    first = second = np.zeros(10)
+    for step in range(1, 4):
+        gradient = gradient_for(optimizer, seed + step)
+        optimizer.step(gradient)
+        if kind is AdamW:
+            data = data - lr * decay * data * decayed
+        else:
+            gradient = gradient + decay * data * decayed
+        first = beta1 * first + (1 - beta1) * gradient
+        second = beta2 * second + (1 - beta2) * gradient**2
+        data = data - lr * (first / (1 - beta1**step)) / (np.sqrt(second / (1 - beta2**step)) + eps)
+        np.testing.assert_allclose(optimizer.flat.data, data, rtol=1e-12, atol=1e-12)
+
+
 @every_optimizer
 @given(shapes=SHAPES, seed=SEEDS)
 def test_gathered_gradients_and_a_flat_gradient_give_the_same_bits(

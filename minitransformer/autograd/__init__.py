@@ -22,6 +22,7 @@ from minitransformer.autograd.base import (
     watching,
 )
 from minitransformer.autograd.graph import grad
+from minitransformer.autograd.indexing import refused_index
 from minitransformer.autograd.op import Op, Parameter, register, tensor
 from minitransformer.autograd.tensor import Tensor
 
@@ -41,6 +42,7 @@ __all__ = [
     "grad",
     "is_grad_enabled",
     "no_grad",
+    "refused_index",
     "register",
     "tensor",
     "watching",

@@ -9,12 +9,18 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from minitransformer.checks import shown
-from minitransformer.errors import AllocationError, DeviceError, DTypeError, MiniTransformerError, RangeError, ShapeError
+from minitransformer.checks import is_integer, shown
+from minitransformer.errors import (
+    AllocationError,
+    DeviceError,
+    DTypeError,
+    MiniTransformerError,
+    RangeError,
+    ShapeError,
+)
 
 recording: ContextVar[bool] = ContextVar("minitransformer_recording", default=True)
 checksums: ContextVar[bool] = ContextVar("minitransformer_checksums", default=False)
-
 
 
 class Watcher(Protocol):
@@ -99,7 +105,9 @@ def as_array(op: str, x: Any) -> Any:
         except MiniTransformerError:
             raise
         except (ValueError, RecursionError):
-            raise ShapeError(op, "got a list that is ragged or nested too deeply", "Pad all rows to one length") from None
+            raise ShapeError(
+                op, "got a list that is ragged or nested too deeply", "Pad all rows to one length"
+            ) from None
     if isinstance(x, np.ma.MaskedArray):
         raise DTypeError(op, "got a masked array, whose mask would be lost", "Fill it first: array.filled(value)")
     if not isinstance(x, np.ndarray):
@@ -186,7 +194,7 @@ def dtype_named(target: Any) -> np.dtype | None:
 
 def check_axis(op: str, dim: Any, ndim: int) -> int:
     """`dim` as a non-negative axis of an array with `ndim` axes; `RangeError` or `DTypeError` otherwise."""
-    if isinstance(dim, bool) or not isinstance(dim, (int, np.integer)):
+    if not is_integer(dim):
         raise DTypeError(op, f"dim is {shown(dim)}, expected an integer", "Pass the number of an axis")
     if not -ndim <= dim < ndim:
         raise RangeError(

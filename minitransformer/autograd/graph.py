@@ -8,8 +8,9 @@ from zlib import crc32
 
 import numpy as np
 
-from minitransformer.autograd.base import TensorBase, as_array, checksums, owner_of, too_large, watching
-from minitransformer.errors import GradientError, ShapeError
+from minitransformer.autograd.base import TensorBase, as_array, cast, checksums, owner_of, too_large, watching
+from minitransformer.checks import check_flag, shown
+from minitransformer.errors import DTypeError, GradientError, ShapeError
 
 _FREED = object()
 
@@ -124,7 +125,7 @@ def _check_upstream(t: TensorBase, gradient: Any) -> np.ndarray:
             f"gradient has shape {gradient.shape}, expected {t._data.shape} like the output",
             "Pass one number per output element",
         )
-    return gradient.astype(t._data.dtype)
+    return cast("backward", gradient, t._data.dtype)
 
 
 def _order(root: Node) -> list[Node]:
@@ -190,6 +191,12 @@ def differentiate(
                         f"for an input of shape {shape}",
                         "Return one gradient of its input's shape for each differentiable input",
                     )
+                if dx.dtype.kind == "c" and dtype.kind != "c":
+                    raise GradientError(
+                        node.op.name,
+                        "an input that is real has a complex gradient, because it met complex numbers",
+                        "Take the real part of what is complex before: array.real",
+                    )
                 give(parent, np.asarray(dx, dtype))  # arithmetic on 0-d arrays yields NumPy scalars
     if wanted is None:
         return [(leaf, g) for leaf, g in leaves.values()]
@@ -208,7 +215,10 @@ def grad(
     on gets zeros. Frees the graph unless `retain_graph`. Safe to call from several threads at once.
     Raises `GradientError` for an input that does not require a gradient.
     """
-    inputs = list(inputs)
+    if not isinstance(output, TensorBase) or not isinstance(inputs, (list, tuple)):
+        problem = f"got {shown(output)} and {shown(inputs)}, expected a Tensor and a list of Tensors"
+        raise DTypeError("grad", problem, "Call mt.grad(loss, [x, y])")
+    retain_graph = check_flag("grad", "retain_graph", retain_graph)
     for position, t in enumerate(inputs):
         if not isinstance(t, TensorBase) or not t._requires_grad:
             raise GradientError(

@@ -6,7 +6,6 @@ What computes is called by name from the registry; the ops themselves live in `m
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,6 +13,8 @@ import numpy as np
 
 from minitransformer.autograd.base import OPS, TensorBase, as_array, check_axis, dtype_named, recording
 from minitransformer.autograd.graph import differentiate
+from minitransformer.autograd.indexing import assign, check_writable, plain_index
+from minitransformer.autograd.protocols import UFUNCS, call_on_arrays, compare
 from minitransformer.checks import check_flag
 from minitransformer.errors import DTypeError, GradientError, RangeError, ShapeError
 
@@ -27,28 +28,11 @@ def _operator(name: str, swap: bool = False) -> Callable[[Any, Any], Any]:
     return method
 
 
-def _compare(name: str, a: Any, b: Any) -> Any:
-    op = name.strip("_")
-    if a is None or b is None:
-        raise DTypeError(op, "an operand is None, expected arrays or numbers", "Compare objects with `is`")
-    try:
-        return getattr(operator, name)(a, b)
-    except ValueError:
-        raise ShapeError(
-            op,
-            f"shapes {np.shape(a)} and {np.shape(b)} do not broadcast",
-            "Compared from the right, sizes must be equal or 1",
-        ) from None
-    except TypeError:  # of & | ^ for numbers that are no integers
-        kinds = " and ".join(str(getattr(x, "dtype", type(x).__name__)) for x in (a, b))
-        raise DTypeError(op, f"cannot be taken of {kinds}", "Use it on bools, the results of comparisons") from None
-
-
 def _comparison(name: str) -> Callable[[Any, Any], Any]:
     def method(self: Tensor, other: Any) -> Any:
         if other is None or isinstance(other, str):
             return NotImplemented
-        return Tensor(_compare(name, self._data, as_array(name, other)))
+        return Tensor(compare(name, self._data, as_array(name, other)))
 
     return method
 
@@ -99,7 +83,7 @@ class Tensor(TensorBase):
                 f"the new data has dtype {array.dtype}, expected {self.dtype}",
                 "Convert it with array.astype(...)",
             )
-        _check_writable("data", self._data)
+        check_writable("data", self._data)
         with np.errstate(all="ignore"):  # too large for float32 is infinity
             np.copyto(self._data, array, casting="same_kind")
         self._version[0] += 1
@@ -184,7 +168,7 @@ class Tensor(TensorBase):
 
     # NumPy's own operators ask here first, so `array + tensor` is a Tensor and keeps its history.
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
-        name = _UFUNCS.get(ufunc.__name__)
+        name = UFUNCS.get(ufunc.__name__)
         if method != "__call__" or kwargs or name is None:
             raise DTypeError(
                 f"numpy.{ufunc.__name__}",
@@ -193,20 +177,11 @@ class Tensor(TensorBase):
             )
         if name in OPS:
             return OPS[name](*inputs)
-        return Tensor(_compare(name, *(as_array(name, x) for x in inputs)))
+        return Tensor(compare(name, *(as_array(name, x) for x in inputs)))
 
     def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
         """Other functions of NumPy see the plain array, and are refused where that loses a gradient."""
-        tensors: list[Tensor] = []
-        result = func(*_plain(args, tensors), **_plain(kwargs, tensors))
-        lost = any(t._requires_grad for t in tensors) and func.__name__ not in _SHAPED_LIKE
-        if lost and any(np.asarray(x).dtype.kind in "fc" for x in (result if type(result) is list else [result])):
-            raise DTypeError(
-                f"numpy.{func.__name__}",
-                "a Tensor that requires a gradient would lose it in this call",
-                "Use the Tensor's own operations or mt.concat, mt.stack, mt.where; or t.detach() for plain numbers",
-            )
-        return result
+        return call_on_arrays(func, args, kwargs)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.array(self._data, dtype=dtype, copy=copy)
@@ -238,7 +213,7 @@ class Tensor(TensorBase):
         return Tensor(~self._data)
 
     def __getitem__(self, index: Any) -> Tensor:
-        return OPS["getitem"](self, index=_plain_index("getitem", index))
+        return OPS["getitem"](self, index=plain_index("getitem", index))
 
     def __setitem__(self, index: Any, value: Any) -> None:
         if self._node is not None or (self._requires_grad and recording.get()):
@@ -253,20 +228,7 @@ class Tensor(TensorBase):
                 "the assigned tensor requires a gradient, which a write does not record",
                 "Use mt.where or mt.concat, or assign value.detach()",
             )
-        array = np.asarray(as_array("setitem", value))
-        if _RANK.find(array.dtype.kind) > _RANK.find(self.dtype.kind):
-            raise DTypeError("setitem", f"{array.dtype} does not fit into {self.dtype}", "Convert it first")
-        _check_writable("setitem", self._data)
-        where = _plain_index("setitem", index)
-        try:
-            with np.errstate(all="ignore"):  # too large for float32 is infinity
-                self._data[where] = array
-        except (IndexError, TypeError) as error:
-            problem = f"the index does not fit shape {self.shape} ({error})"
-            raise RangeError("setitem", problem, "Check the index against t.shape") from None
-        except ValueError as error:
-            problem = f"a value of shape {array.shape} does not fit there ({error})"
-            raise ShapeError("setitem", problem, "Give a value that broadcasts to the indexed shape") from None
+        assign(self._data, index, value)
         self._version[0] += 1
 
     def __len__(self) -> int:
@@ -360,55 +322,6 @@ class Tensor(TensorBase):
         return OPS["absolute"](self)
 
 
-_UFUNCS = {
-    **{name: name for name in ("add", "subtract", "multiply", "divide", "power", "matmul", "maximum")},
-    **{name: name for name in ("minimum", "exp", "log", "sqrt", "tanh", "absolute", "sin", "cos")},
-    "equal": "eq",
-    "not_equal": "ne",
-    "less": "lt",
-    "less_equal": "le",
-    "greater": "gt",
-    "greater_equal": "ge",
-    "bitwise_and": "and_",
-    "bitwise_or": "or_",
-}
-
-
 def _unpack(dims: tuple[Any, ...]) -> tuple[int, ...]:
     """`(2, 3)` from f(2, 3) and from f((2, 3))."""
     return tuple(dims[0]) if len(dims) == 1 and isinstance(dims[0], (tuple, list)) else dims
-
-
-_SHAPED_LIKE = {"zeros_like", "ones_like", "empty_like", "full_like"}  # read the shape alone
-_RANK = "buifc"  # kinds of dtypes, of which each fits into those behind it
-
-
-def _plain(value: Any, tensors: list[Tensor]) -> Any:
-    """Arguments of a NumPy function with arrays for Tensors, which are added to `tensors`."""
-    if isinstance(value, Tensor):
-        tensors.append(value)
-        return value._data
-    if isinstance(value, dict):
-        return {key: _plain(item, tensors) for key, item in value.items()}
-    return type(value)(_plain(item, tensors) for item in value) if type(value) in (tuple, list) else value
-
-
-def _plain_index(op: str, index: Any) -> Any:
-    """What NumPy may index with, checked; arrays as they are now, because a static argument has no version."""
-    if isinstance(index, tuple):
-        return tuple(_plain_index(op, i) for i in index)
-    if index is None or index is ... or isinstance(index, (slice, int, np.integer, np.bool_)):
-        return index
-    array = as_array(op, list(index) if isinstance(index, range) else index)
-    if not isinstance(array, np.ndarray):
-        raise DTypeError(op, f"the index {array!r} is no integer", "Index with integers, slices and arrays of integers")
-    if array.size == 0 and array.dtype.kind == "f" and isinstance(index, list):
-        return array.astype(np.intp)  # of `t[[]]`
-    if array.dtype.kind not in "biu":
-        raise DTypeError(op, f"the index has dtype {array.dtype}, expected integers or bools", "Use array.astype(int)")
-    return array.copy() if isinstance(index, (Tensor, np.ndarray)) else array
-
-
-def _check_writable(op: str, array: np.ndarray) -> None:
-    if not array.flags.writeable:
-        raise GradientError(op, "the memory of the tensor is read-only", "Make a copy first: mt.tensor(t.numpy())")

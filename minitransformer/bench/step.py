@@ -13,8 +13,8 @@ import numpy as np
 from minitransformer.bench import peer
 from minitransformer.bench.recipe import RECIPE, Block, Ours, Recipe, Side
 from minitransformer.bench.report import describe, machine, progress, table
+from minitransformer.checks import check_count
 from minitransformer.files import write_json
-from minitransformer.optim.checks import check_count
 from minitransformer.threads import Workers, get_num_threads, single_threaded_blas
 
 OURS = "minitransformer"

@@ -11,8 +11,8 @@ from minitransformer.bench import peer
 from minitransformer.bench.recipe import RECIPE, Ours, Recipe
 from minitransformer.bench.report import describe, machine, progress, table
 from minitransformer.bench.step import OURS
+from minitransformer.checks import check_count
 from minitransformer.files import write_json
-from minitransformer.optim.checks import check_count
 from minitransformer.threads import Workers, get_num_threads, single_threaded_blas
 from minitransformer.training import Callback, Trainer, TrainResult
 from minitransformer.training.callbacks import Training

@@ -76,6 +76,7 @@ def parser() -> Parser:
     text, example = "show the op at which NaN or infinity began", "inspect runs/python-docs-1/bad-op-step-12.npz"
     inspect = _add(places, "inspect", verbs.inspect, text, example)
     inspect.add_argument("path", metavar="FILE", help="the .npz file that a training left")
+    _add_checks(places)
     _add_bench(places)
     doctor = _add(places, "doctor", verbs.doctor, "check this machine and installation", "doctor --json", seed=False)
     doctor.add_argument("--json", action="store_true", help="print one JSON object instead of text")
@@ -151,6 +152,18 @@ def _add_generate(places: Any) -> None:
         parser.add_argument(f"--{name}", type=parse, default=default, metavar="X", help=shown)
 
 
+def _add_checks(places: Any) -> None:
+    text = "compare gradients with derivatives that nobody wrote"
+    gradcheck = _add(places, "gradcheck", verbs.gradcheck, text, "gradcheck attention layer_norm")
+    gradcheck.add_argument("ops", nargs="*", metavar="OP", help="ops to check (default: all)")
+    gradcheck.add_argument("--calls", type=whole, default=20, metavar="N", help="calls drawn of each (default: 20)")
+    text = "gradients, kernels and laws of attention, on this machine"
+    verify = _add(places, "verify", verbs.verify, text, "verify --json certificate.json")
+    verify.add_argument("--examples", type=whole, default=50, metavar="N", help="problems drawn a law (default: 50)")
+    for parser in (gradcheck, verify):
+        parser.add_argument("--json", type=_writable, metavar="OUT", help="also write the results to this file")
+
+
 def _add_bench(places: Any) -> None:
     parser = places.add_parser(
         "bench",
@@ -163,7 +176,9 @@ def _add_bench(places: Any) -> None:
     text = "a whole training beside PyTorch's"
     loss = _add(whats, "time-to-loss", verbs.bench_time_to_loss, text, "bench time-to-loss --max-steps 500")
     loss.add_argument("--max-steps", type=whole, default=1000, metavar="N", help="steps (default: %(default)s)")
-    for what in (step, loss):
+    text = "a gradient check beside torch.autograd.gradcheck"
+    gradcheck = _add(whats, "gradcheck", verbs.bench_gradcheck, text, "bench gradcheck", seed=False)
+    for what in (step, loss, gradcheck):
         what.add_argument("--json", type=_writable, metavar="OUT", help="also write the figures to this file")
 
 

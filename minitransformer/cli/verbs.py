@@ -177,12 +177,36 @@ def inspect(arguments: Namespace) -> int:
     return 0
 
 
+def gradcheck(arguments: Namespace) -> int:
+    from minitransformer.verify import gradchecks
+
+    _set_threads(arguments)
+    passed = gradchecks(arguments.ops, calls=arguments.calls, seed=arguments.seed or 0, json_path=arguments.json)
+    return 0 if passed else 1
+
+
+def verify(arguments: Namespace) -> int:
+    from minitransformer.verify import verify
+
+    _set_threads(arguments)
+    passed = verify(examples=arguments.examples, seed=arguments.seed or 0, json_path=arguments.json)
+    return 0 if passed else 1
+
+
 def bench_step(arguments: Namespace) -> int:
     from minitransformer.bench import step
     from minitransformer.bench.recipe import RECIPE
 
     _set_threads(arguments)
     step.run(_seeded(RECIPE, arguments), json_path=arguments.json)
+    return 0
+
+
+def bench_gradcheck(arguments: Namespace) -> int:
+    from minitransformer.bench import gradients
+
+    _set_threads(arguments)
+    gradients.run(json_path=arguments.json)
     return 0
 
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import operator
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from numbers import Real
 from typing import Any
 from zlib import crc32
 
 import numpy as np
 import numpy.typing as npt
 
+from minitransformer.autograd import as_array
+from minitransformer.checks import allocate, is_integer, is_number, path_of, shown
 from minitransformer.data.corpora import Corpus
 from minitransformer.data.tokenizers import Tokenizer, tokenizer_class
 from minitransformer.errors import ConfigError, DataError, DTypeError, ShapeError
@@ -40,7 +40,14 @@ class TokenDataset:
         source: dict[str, Any] | None = None,
     ) -> None:
         self.block_size = _whole("TokenDataset", "block_size", block_size, 1)
-        self.tokens = np.asanyarray(tokens)
+        array = as_array("TokenDataset", tokens)
+        if not isinstance(array, np.ndarray):
+            raise DTypeError("TokenDataset", f"tokens are {shown(array)}, expected an array", "Encode the text first.")
+        if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
+            raise DTypeError("TokenDataset", f"tokenizer is {shown(tokenizer)}, expected a Tokenizer", "Leave it out.")
+        if source is not None and not isinstance(source, dict):
+            raise DTypeError("TokenDataset", f"source is {shown(source)}, expected a dict", "Leave it out.")
+        self.tokens = tokens if isinstance(tokens, np.memmap) else array  # to be seen that it is one
         self.tokenizer = tokenizer
         self.source = source
         if self.tokens.ndim != 1:
@@ -69,7 +76,11 @@ class TokenDataset:
         key = [_whole("batch", "seed", seed, 0), _whole("batch", "step", step, 0)]
         random = np.random.Generator(np.random.Philox(key=np.array(key, dtype=np.uint64)))
         B = _whole("batch", "batch_size", batch_size, 1)
-        return self._windows(random.integers(self.tokens.size - self.block_size, size=B))
+
+        def draw() -> Batch:
+            return self._windows(random.integers(self.tokens.size - self.block_size, size=B))
+
+        return allocate("batch", "a batch", (4, B, self.block_size), np.int64, draw)  # positions, ids, targets
 
     def sequential(self, batch_size: int) -> Iterator[Batch]:
         """All windows in order, for evaluation; the last batch may have fewer rows.
@@ -115,12 +126,16 @@ def prepare(
     if not isinstance(corpus, Corpus):
         raise DTypeError("prepare", f"expected a Corpus, got {type(corpus).__name__}", "Use corpus(...).")
     block_size = _whole("prepare", "block_size", block_size, 1)
-    if not (isinstance(validation_fraction, Real) and 0 < validation_fraction < 1):
+    if not is_number(validation_fraction, 0, 1) or validation_fraction == 0:
         raise ConfigError(
             "prepare",
-            f"validation_fraction must lie between 0 and 1 (both excluded), got {validation_fraction!r}",
+            f"validation_fraction must lie between 0 and 1 (both excluded), got {shown(validation_fraction)}",
             "0.1 keeps a tenth of the text for validation.",
         )
+    if not isinstance(tokenizer, (str, Tokenizer)):
+        raise DTypeError("prepare", f"tokenizer is {shown(tokenizer)}, expected a kind or a Tokenizer", 'Use "char".')
+    if cache_folder is not None:
+        cache_folder = path_of("prepare", "cache_folder", cache_folder)
     if isinstance(tokenizer, str):
         tokenizer = tokenizer_class(tokenizer).train(corpus.chunks())
     tokens, checksum = _encode(corpus, tokenizer, cache_folder)
@@ -135,6 +150,7 @@ def prepare(
         )
     source = {
         "corpus": corpus.name,
+        "tokenizer": tokenizer.kind,
         "block_size": block_size,
         "validation_fraction": float(validation_fraction),
         "tokens": tokens.size,
@@ -151,7 +167,7 @@ def _encode(
     corpus: Corpus, tokenizer: Tokenizer, cache_folder: str | os.PathLike[str] | None
 ) -> tuple[npt.NDArray[Any], int]:
     """The tokens of the whole corpus, and the CRC-32 of their bytes."""
-    folder = os.fspath(cache_folder or tempfile.gettempdir())
+    folder = None if cache_folder is None else os.fspath(cache_folder)
     dtype = np.min_scalar_type(tokenizer.vocab_size - 1)
     characters = checksum = 0
     with tempfile.SpooledTemporaryFile(max_size=RAM_BYTES, dir=folder) as file:
@@ -175,25 +191,21 @@ def _encode(
 
 
 @contextmanager
-def _writing_to(folder: str) -> Iterator[None]:
+def _writing_to(folder: str | None) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         raise DataError(
             "prepare",
-            f"cannot keep tokens in {folder!r}: {error.strerror}",
+            f"cannot keep tokens in {'the temporary folder' if folder is None else repr(folder)}: {error.strerror}",
             "Give cache_folder, an existing folder on a disk with room.",
         ) from error
 
 
 def _whole(op: str, name: str, value: int, least: int) -> int:
     """`value` as an int from `least` to 2**64 - 1, which a half of Philox's key can hold."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = -1
-    if isinstance(value, bool) or not least <= number < 2**64:
+    if not is_integer(value) or not least <= value < 2**64:
         raise ConfigError(
-            op, f"{name} must be a whole number from {least} to 2**64 - 1, got {value!r}", f"Change {name}."
+            op, f"{name} must be a whole number from {least} to 2**64 - 1, got {shown(value)}", f"Change {name}."
         )
-    return number
+    return int(value)

@@ -17,7 +17,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from minitransformer.errors import DataError, MissingExtraError, nearest
+from minitransformer.checks import check_function, shown
+from minitransformer.errors import ConfigError, DataError, DTypeError, MissingExtraError, nearest
 
 PIECE_BYTES = 1 << 18
 TEXT_SUFFIXES = (".txt", ".md", ".rst", ".py")
@@ -33,9 +34,20 @@ class Corpus:
     name: str
     read: Callable[[], Iterable[str]]
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str):
+            raise ConfigError("Corpus", f"name is {shown(self.name)}, expected a string", "Name the text")
+        check_function("Corpus", "read", self.read, "that gives the text in pieces")
+
     def chunks(self) -> Iterator[str]:
         """The text in pieces, so that a large corpus is never in memory whole."""
-        return iter(self.read())
+        pieces = self.read()
+        if not isinstance(pieces, Iterable):
+            raise DataError(f"corpus {self.name!r}", f"read gives {shown(pieces)}, expected strings", "Return [text]")
+        for piece in pieces:
+            if not isinstance(piece, str):
+                raise DataError(f"corpus {self.name!r}", f"read gives {shown(piece)}, expected strings", "Decode it")
+            yield piece
 
     def text(self) -> str:
         """The whole text in memory."""
@@ -49,7 +61,9 @@ def corpus(name_or_path: str | os.PathLike[str]) -> Corpus:
     `DataError` for a name that is neither, for a path without text or without permission, and, while
     reading, for a file that is not UTF-8; `MissingExtraError` for a corpus whose package is not installed.
     """
-    name = os.fspath(name_or_path)
+    name = os.fspath(name_or_path) if isinstance(name_or_path, (str, os.PathLike)) else None
+    if not isinstance(name, str):
+        raise DTypeError("corpus", f"got {shown(name_or_path)}, expected a name or a path", "Pass a string or a Path")
     if isinstance(name_or_path, str) and name in _CORPORA:
         _, find = _CORPORA[name]
         return Corpus(name, find())

@@ -6,10 +6,11 @@ from typing import Any
 
 from minitransformer import functional as F
 from minitransformer.autograd import Tensor
-from minitransformer.errors import ConfigError, ShapeError
+from minitransformer.checks import check_flag, check_size, shown
+from minitransformer.errors import ConfigError, DTypeError
 from minitransformer.nn.dropout import call_site
 from minitransformer.nn.kv_cache import KVCache
-from minitransformer.nn.linear import Linear, check_size
+from minitransformer.nn.linear import Linear, as_sequence
 from minitransformer.nn.module import Module
 from minitransformer.ops.dropout import check_rate
 
@@ -82,17 +83,19 @@ class MultiHeadAttention(Module):
             raise ConfigError(
                 "MultiHeadAttention", "cache and rope_positions belong to self-attention", "Leave out the key"
             )
-        for name, x in (("query", query), ("key", key), ("value", value)):
-            if x is not None and (x.ndim != 3 or x.shape[-1] != self.d_model):
-                raise ShapeError(
-                    "MultiHeadAttention",
-                    f"{name} has shape {x.shape}, expected (batch, length, {self.d_model})",
-                    "Pass batches of sequences of this layer's d_model",
-                )
+        need_weights = check_flag("MultiHeadAttention", "need_weights", need_weights)
+        query = as_sequence("MultiHeadAttention", "query", query, self.d_model)
+        key, value = (
+            None if x is None else as_sequence("MultiHeadAttention", name, x, self.d_model)
+            for name, x in (("key", key), ("value", value))
+        )
         q, k, v = self._project(query, key, value)  # (B, H, T, D), (B, K, S, D) twice
         if rope_positions is not None:
             q, k = F.apply_rope(q, rope_positions), F.apply_rope(k, rope_positions)
         if cache is not None:
+            if not isinstance(cache, KVCache):
+                problem = f"cache is {shown(cache)}, expected a KVCache"
+                raise DTypeError("MultiHeadAttention", problem, "Make it with model.make_cache(batch_size)")
             k, v = cache.append(cache_layer, k, v)
         result = F.scaled_dot_product_attention(
             q,

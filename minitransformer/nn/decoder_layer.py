@@ -6,6 +6,7 @@ from typing import Any
 
 from minitransformer import functional as F
 from minitransformer.autograd import Tensor
+from minitransformer.checks import check_flag
 from minitransformer.nn.attention import MultiHeadAttention
 from minitransformer.nn.dropout import Dropout
 from minitransformer.nn.feed_forward import FeedForward
@@ -29,7 +30,7 @@ class DecoderLayer(Module):
         norm_first: bool = False,
         activation: str = "relu",
     ) -> None:
-        self.norm_first = norm_first
+        self.norm_first = check_flag("DecoderLayer", "norm_first", norm_first)
         self.attn = MultiHeadAttention(d_model, num_heads, dropout_rate=dropout_rate)
         self.cross_attn = MultiHeadAttention(d_model, num_heads, dropout_rate=dropout_rate)
         self.ffn = FeedForward(d_model, dff, dropout_rate, activation)

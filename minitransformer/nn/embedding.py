@@ -8,9 +8,10 @@ import numpy as np
 
 from minitransformer import functional as F
 from minitransformer import random
-from minitransformer.autograd import Parameter, Tensor
+from minitransformer.autograd import Tensor
+from minitransformer.checks import check_size
 from minitransformer.errors import RangeError
-from minitransformer.nn.linear import check_size
+from minitransformer.nn.linear import as_sequence, parameter
 from minitransformer.nn.module import Module
 
 
@@ -19,8 +20,9 @@ class Embedding(Module):
 
     def __init__(self, num_embeddings: int, embedding_dim: int) -> None:
         check_size("Embedding", num_embeddings=num_embeddings, embedding_dim=embedding_dim)
+        shape = (num_embeddings, embedding_dim)
         draw = random.generator().standard_normal
-        self.weight = Parameter(draw((num_embeddings, embedding_dim), dtype=np.float32))
+        self.weight = parameter("Embedding", "weight", shape, lambda: draw(shape, dtype=np.float32))
 
     def forward(self, ids: Any) -> Tensor:
         return F.embedding(ids, self.weight)
@@ -34,7 +36,8 @@ class SinusoidalPositions(Module):
         self.table = F.sinusoidal_positions(max_length, d_model)  # float64, not a parameter
 
     def forward(self, x: Tensor) -> Tensor:
-        T = x.shape[-2]
+        x = as_sequence("SinusoidalPositions", "x", x, self.table.shape[1])
+        T = x.shape[1]
         if len(self.table) < T:
             raise RangeError(
                 "SinusoidalPositions",

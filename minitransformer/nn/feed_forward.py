@@ -7,7 +7,7 @@ from functools import partial
 
 from minitransformer import functional as F
 from minitransformer.autograd import Tensor
-from minitransformer.errors import ConfigError, nearest
+from minitransformer.checks import check_choice, check_size
 from minitransformer.nn.dropout import Dropout
 from minitransformer.nn.linear import Linear
 from minitransformer.nn.module import Module
@@ -30,15 +30,10 @@ class FeedForward(Module):
     def __init__(
         self, d_model: int, dff: int, dropout_rate: float = 0.0, activation: str = "relu", bias: bool = True
     ) -> None:
-        if activation != "swiglu" and activation not in _ACTIVATIONS:
-            known = (*_ACTIVATIONS, "swiglu")
-            raise ConfigError(
-                "FeedForward",
-                f"activation is {activation!r}, expected one of {known}",
-                nearest(activation, known),
-            )
+        check_choice("FeedForward", "activation", activation, (*_ACTIVATIONS, "swiglu"))
+        check_size("FeedForward", d_model=d_model, dff=dff)
         self.activation, self.dff = activation, dff
-        self.up = Linear(d_model, 2 * dff if activation == "swiglu" else dff, bias)
+        self.up = Linear(d_model, 2 * int(dff) if activation == "swiglu" else dff, bias)
         self.dropout = Dropout(dropout_rate)
         self.down = Linear(dff, d_model, bias)
 

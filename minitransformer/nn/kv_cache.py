@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from minitransformer.autograd import Tensor
+from minitransformer.autograd import Tensor, as_array, cast, check_arrays, check_dtype
+from minitransformer.checks import allocate, check_count, check_size, shown
 from minitransformer.errors import RangeError, ShapeError
-from minitransformer.nn.linear import check_size
 
 
 class KVCache:
@@ -30,8 +30,13 @@ class KVCache:
         check_size("KVCache", n_layer=n_layer, batch_size=batch_size, num_kv_heads=num_kv_heads)
         check_size("KVCache", capacity=capacity, head_width=head_width)
         shape = (batch_size, num_kv_heads, capacity, head_width)
-        self.keys = [np.zeros(shape, dtype) for _ in range(n_layer)]
-        self.values = [np.zeros(shape, dtype) for _ in range(n_layer)]
+        dtype = check_dtype("KVCache", dtype)
+
+        def make() -> np.ndarray:
+            return np.zeros((2, n_layer, *shape), dtype)
+
+        keys, values = allocate("KVCache", "keys and values", (2, n_layer, *shape), dtype, make)
+        self.keys, self.values = list(keys), list(values)
         self.capacity = capacity
         self.length = 0
         self.stored = 0
@@ -41,8 +46,11 @@ class KVCache:
 
         With a `reach`, tokens nobody can see any more are dropped from the front.
         """
+        check_count("KVCache.reserve", "T", T)
         if self.stored + T <= self.capacity:
             return
+        if reach is not None:
+            check_count("KVCache.reserve", "reach", reach)
         keep = self.stored if reach is None else min(self.stored, reach)
         if keep + T > self.capacity:
             raise RangeError(
@@ -57,19 +65,30 @@ class KVCache:
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store k, v (B, K, T, D) behind what `layer` holds; returns all its keys and values, as views."""
+        if check_count("KVCache.append", "layer", layer) >= len(self.keys):
+            problem = f"layer is {shown(layer)}, expected 0 to {len(self.keys) - 1}"
+            raise RangeError("KVCache.append", problem, "Make the cache for as many layers as the model has")
+        new_k, new_v = as_array("KVCache.append", k), as_array("KVCache.append", v)
+        check_arrays("KVCache.append", k=new_k, v=new_v)
         shape = self.keys[layer].shape
-        end = self.stored + k.shape[2]
-        if k.shape[:2] != shape[:2] or k.shape[3] != shape[3] or end > self.capacity:
+        if new_k.ndim != 4 or new_k.shape != new_v.shape:
+            problem = f"k and v have shapes {new_k.shape} and {new_v.shape}, expected one (B, K, T, D)"
+            raise ShapeError("KVCache", problem, "Split the heads first")
+        end = self.stored + new_k.shape[2]
+        if new_k.shape[:2] != shape[:2] or new_k.shape[3] != shape[3] or end > self.capacity:
             raise ShapeError(
                 "KVCache",
-                f"keys of shape {k.shape} do not fit behind {self.stored} tokens of a cache {shape}",
+                f"keys of shape {new_k.shape} do not fit behind {self.stored} tokens of a cache {shape}",
                 "Make the cache with model.make_cache(batch_size) for this batch size",
             )
-        for store, new in ((self.keys[layer], k), (self.values[layer], v)):
-            store[:, :, self.stored : end] = new._data
+        for store, new in ((self.keys[layer], new_k), (self.values[layer], new_v)):
+            store[:, :, self.stored : end] = cast("KVCache.append", new, store.dtype)
         return Tensor(self.keys[layer][:, :, :end]), Tensor(self.values[layer][:, :, :end])
 
     def advance(self, T: int) -> None:
         """Count T tokens as seen, after all layers have stored them."""
+        if check_count("KVCache.advance", "T", T) > self.capacity - self.stored:
+            problem = f"{T} more tokens do not fit, {self.stored} of {self.capacity} slots are filled"
+            raise RangeError("KVCache", problem, "Call reserve first")
         self.stored += T
         self.length += T

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from minitransformer.autograd import Parameter, dtype_named, watching
+from minitransformer.autograd import Parameter, as_array, cast, dtype_named, watching
+from minitransformer.checks import check_flag, shown
 from minitransformer.errors import CheckpointError, DTypeError, ShapeError, nearest
 
 
@@ -33,6 +34,8 @@ class Module:
 
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
         """This module and all below it with their paths, each once, in attribute order."""
+        if not isinstance(prefix, str):
+            raise DTypeError("named_modules", f"prefix is {shown(prefix)}, expected a string", "Leave it out")
         seen: set[int] = set()
         for name, value in _walk(self, prefix):
             if isinstance(value, Module) and id(value) not in seen:
@@ -62,6 +65,7 @@ class Module:
 
     def train(self, mode: bool = True) -> Module:
         """Switch dropout on (or off) in this module and all below it."""
+        check_flag("train", "mode", mode)
         for _, module in self.named_modules():
             module.training = mode
         return self
@@ -94,28 +98,35 @@ class Module:
         Raises `CheckpointError` if names are missing or left over (unless not `strict`), `ShapeError` for
         a shape that differs.
         """
+        if not isinstance(state, Mapping):
+            problem = f"got {shown(state)}, expected a dict of arrays by name"
+            raise CheckpointError("load_state_dict", problem, "Pass what state_dict() returned")
+        check_flag("load_state_dict", "strict", strict)
         own = dict(self.named_parameters())
         missing = [name for name in own if name not in state]
         unexpected = [name for name in state if name not in own]
         if strict and (missing or unexpected):
-            hint = nearest(missing[0], unexpected) if missing and unexpected else "Is it the same config?"
+            hint = nearest(missing[0], map(str, unexpected)) if missing and unexpected else "Is it the same config?"
             raise CheckpointError(
                 "load_state_dict",
                 f"the names do not match, missing {_some(missing)}, unexpected {_some(unexpected)}",
                 f"{hint} Pass strict=False to load what fits",
             )
-        for name, parameter in own.items():
-            if name in state and np.shape(state[name]) != parameter.shape:
-                shape = np.shape(state[name])
+        arrays = {name: np.asarray(as_array("load_state_dict", state[name])) for name in own if name in state}
+        for name, array in arrays.items():
+            shape, parameter = array.shape, own[name]
+            if array.dtype.kind not in "biufc" or (array.dtype.kind == "c" and parameter.dtype.kind != "c"):
+                problem = f"{name} has dtype {array.dtype}, expected {parameter.dtype}"
+                raise DTypeError("load_state_dict", problem, "Convert it with array.astype(...)")
+            if shape != parameter.shape:
                 turned = " It is the transpose: pass array.T." if shape == parameter.shape[::-1] else ""
                 raise ShapeError(
                     "load_state_dict",
                     f"{name} has shape {shape}, expected {parameter.shape}",
                     f"Load it into a model of the same config.{turned}",
                 )
-        for name, parameter in own.items():
-            if name in state:
-                parameter.data = np.asarray(state[name]).astype(parameter.dtype)
+        for name, array in arrays.items():
+            own[name].data = cast("load_state_dict", array, own[name].dtype)
 
     def __repr__(self) -> str:
         lines = []
@@ -127,10 +138,10 @@ class Module:
         return f"{type(self).__name__}({inside})"
 
 
-def _some(names: list[str]) -> str:
+def _some(names: list[Any]) -> str:
     if not names:
         return "none"
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return ", ".join(map(str, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _children(value: Any) -> Iterable[tuple[str, Any]]:

@@ -10,7 +10,8 @@ import numpy as np
 
 from minitransformer import kernels
 from minitransformer.autograd import check_axis, register
-from minitransformer.errors import ConfigError, DTypeError, ShapeError
+from minitransformer.checks import check_choice
+from minitransformer.errors import DTypeError, ShapeError
 
 
 class Elementwise(NamedTuple):
@@ -96,12 +97,12 @@ def silu_backward(dout: np.ndarray, saved: Elementwise) -> tuple[np.ndarray]:
 def gelu_forward(x: np.ndarray, *, approximate: str = "none") -> tuple[np.ndarray, Gelu]:
     """GELU: exact by erf ("none", BERT's) or by tanh ("tanh", GPT-2's)."""
     check_float("gelu", x=x)
+    check_choice("gelu", "approximate", approximate, ("none", "tanh"))
     kernel = kernels.serve("pointwise", x)
     if approximate == "tanh":
         out, tanh = kernel.gelu_tanh_forward(np.atleast_1d(x))
         return out.reshape(x.shape), Gelu(np.atleast_1d(x), tanh, kernel)
-    if approximate != "none":
-        raise ConfigError("gelu", f"approximate is {approximate!r}, expected 'none' or 'tanh'", "Pass one of them")
+
     return kernel.gelu_forward(np.atleast_1d(x)).reshape(x.shape), Gelu(np.atleast_1d(x), None, kernel)
 
 

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minitransformer.autograd import register
-from minitransformer.errors import ShapeError
+from minitransformer.autograd import cast, check_arrays, register
+from minitransformer.errors import DTypeError, RangeError, ShapeError
 
 
 class Shapes(NamedTuple):
@@ -56,9 +56,21 @@ def sum_to(gradient: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return gradient.sum(axis=axes).reshape(shape)
 
 
+def check_operands(op: str, a: Any, b: Any) -> None:
+    """`DTypeError` for None, which an op with optional inputs may be given but arithmetic may not."""
+    if a is None or b is None:
+        raise DTypeError(op, "an operand is None, expected arrays or numbers", "Pass 0 or 1 for nothing")
+
+
 def _broadcast(op: str, function: np.ufunc, a: Any, b: Any) -> np.ndarray:
+    check_operands(op, a, b)
     try:
         return function(a, b)
+    except TypeError:
+        kinds = " and ".join(str(getattr(x, "dtype", type(x).__name__)) for x in (a, b))
+        raise DTypeError(op, f"cannot be taken of {kinds}", "Convert bools first: t.to('float32')") from None
+    except OverflowError:
+        raise RangeError(op, "a number does not fit the dtype of the array beside it", "Use a smaller one") from None
     except ValueError:
         raise ShapeError(
             op,
@@ -118,6 +130,7 @@ def divide_backward(dout: np.ndarray, saved: Pair) -> tuple[np.ndarray | None, .
 
 def power_forward(a: Any, b: Any) -> tuple[np.ndarray, Pair]:
     """`a ** b`. With an integer number `b`, also for negative `a`; an array `b` wants positive `a`."""
+    check_operands("power", a, b)
     if np.result_type(a, b).kind in "iub" and np.any(np.less(b, 0)):
         a = np.asarray(a, np.float32)  # NumPy refuses integers to negative integer powers
     return _broadcast("power", np.power, a, b), Pair(a, b, shapes_of(a, b))
@@ -137,8 +150,14 @@ def power_backward(dout: np.ndarray, saved: Pair) -> tuple[np.ndarray | None, ..
     return da, db
 
 
+def _as_float(op: str, x: np.ndarray) -> np.ndarray:
+    """Integers as float32, where NumPy would make some of them float16."""
+    check_arrays(op, x=x)
+    return x.astype(np.float32) if x.dtype.kind in "biu" else x
+
+
 def exp_forward(x: np.ndarray) -> tuple[np.ndarray, Output]:
-    out = np.exp(x)
+    out = np.exp(_as_float("exp", x))
     return out, Output(out)
 
 
@@ -147,6 +166,7 @@ def exp_backward(dout: np.ndarray, saved: Output) -> tuple[np.ndarray]:
 
 
 def log_forward(x: np.ndarray) -> tuple[np.ndarray, Unary]:
+    x = _as_float("log", x)
     return np.log(x), Unary(x)
 
 
@@ -155,7 +175,7 @@ def log_backward(dout: np.ndarray, saved: Unary) -> tuple[np.ndarray]:
 
 
 def sqrt_forward(x: np.ndarray) -> tuple[np.ndarray, Output]:
-    out = np.sqrt(x)
+    out = np.sqrt(_as_float("sqrt", x))
     return out, Output(out)
 
 
@@ -164,6 +184,7 @@ def sqrt_backward(dout: np.ndarray, saved: Output) -> tuple[np.ndarray]:
 
 
 def sin_forward(x: np.ndarray) -> tuple[np.ndarray, Unary]:
+    x = _as_float("sin", x)
     return np.sin(x), Unary(x)
 
 
@@ -172,6 +193,7 @@ def sin_backward(dout: np.ndarray, saved: Unary) -> tuple[np.ndarray]:
 
 
 def cos_forward(x: np.ndarray) -> tuple[np.ndarray, Unary]:
+    x = _as_float("cos", x)
     return np.cos(x), Unary(x)
 
 
@@ -180,7 +202,7 @@ def cos_backward(dout: np.ndarray, saved: Unary) -> tuple[np.ndarray]:
 
 
 def absolute_forward(x: np.ndarray) -> tuple[np.ndarray, Unary]:
-    return np.where(x.real < 0, -x, x), Unary(x)
+    return (x.copy() if x.dtype.kind in "bu" else np.where(x.real < 0, -x, x)), Unary(x)
 
 
 def absolute_backward(dout: np.ndarray, saved: Unary) -> tuple[np.ndarray]:
@@ -220,11 +242,11 @@ def minimum_backward(dout: np.ndarray, saved: Pair) -> tuple[np.ndarray | None, 
 
 def cast_forward(x: np.ndarray, *, dtype: np.dtype) -> tuple[np.ndarray, Cast]:
     """`x` in another dtype; the gradient comes back in the dtype of `x`."""
-    return x.astype(dtype), Cast(x.dtype)
+    return cast("to", x, dtype), Cast(x.dtype)
 
 
 def cast_backward(dout: np.ndarray, saved: Cast) -> tuple[np.ndarray]:
-    return (dout.astype(saved.dtype),)
+    return ((dout if saved.dtype.kind == "c" else dout.real).astype(saved.dtype),)
 
 
 register("add", add_forward, add_backward)

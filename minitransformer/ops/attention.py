@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minitransformer import kernels
-from minitransformer.autograd import register
+from minitransformer.autograd import as_array, register
+from minitransformer.checks import check_choice, check_flag, check_number, is_integer, shown
 from minitransformer.errors import ConfigError, DTypeError, MaskError, RangeError, ShapeError
 from minitransformer.kernels.attention.problem import Problem
 from minitransformer.masks import Mask
@@ -117,7 +118,7 @@ def check_qkv(op: str, q: np.ndarray, k: np.ndarray, v: np.ndarray, enable_gqa: 
                 f"{q.shape[1]} query heads cannot share {k.shape[1]} key heads evenly {shapes}",
                 "The number of key heads must divide the number of query heads",
             )
-        if not enable_gqa:
+        if not check_flag(op, "enable_gqa", enable_gqa):
             raise ShapeError(
                 op,
                 f"query has {q.shape[1]} heads, key {k.shape[1]} {shapes}",
@@ -132,6 +133,7 @@ def split_mask(op: str, mask: Any, B: int, H: int, T: int, S: int) -> tuple[np.n
         return None, None
     if isinstance(mask, Mask):
         return mask.dense(B, H, T, S), None
+    mask = as_array(op, mask)
     if not isinstance(mask, np.ndarray) or mask.dtype.kind not in "bfc":
         raise MaskError(
             op,
@@ -181,12 +183,9 @@ def make_problem(
 ) -> Problem:
     """Check every option of an attention call against its arrays; `dropout_key` is the caller's."""
     B, H, T, S = check_qkv(op, q, k, v, enable_gqa)
-    if scale is None:
-        scale = 1 / math.sqrt(q.shape[3])
-    if not math.isfinite(scale):
-        raise ConfigError(op, f"scale is {scale}, expected a finite number", "Leave it out for 1/sqrt(head width)")
-    if not (math.isfinite(softcap) and softcap >= 0):
-        raise ConfigError(op, f"softcap is {softcap}, expected 0 (off) or a positive number", "Pass such a number")
+    is_causal = check_flag(op, "is_causal", is_causal)
+    scale = 1 / math.sqrt(q.shape[3]) if scale is None else check_number(op, "scale", scale, least=-math.inf)
+    softcap = check_number(op, "softcap", softcap)
     window = _check_window(op, window_size)
     lengths = _check_lengths(op, key_lengths, B, S)
     documents = _check_documents(op, cu_seqlens, B, T, S)
@@ -194,19 +193,23 @@ def make_problem(
         raise ConfigError(op, "key_lengths and cu_seqlens exclude each other", "A packed batch has no padding")
     slopes = None
     if alibi_slopes is not None:
-        slopes = np.array(alibi_slopes, np.float64)
+        slopes = np.asarray(as_array(op, alibi_slopes))
+        if slopes.dtype.kind not in "iuf" or not np.isfinite(slopes).all():
+            problem = f"alibi_slopes are {slopes.dtype}, expected finite real numbers"
+            raise DTypeError(op, problem, "Use F.alibi_slopes(num_heads)")
         if slopes.shape != (H,):
             raise ShapeError(op, f"alibi_slopes has shape {slopes.shape}, expected ({H},)", "Give one slope per head")
+        slopes = slopes.astype(np.float64)
     positional = is_causal or window != (None, None) or slopes is not None
     return Problem(
-        scale=float(scale),
+        scale=scale,
         offset=_offset(op, causal_align, lengths, T, S, positional),
-        causal=bool(is_causal),
+        causal=is_causal,
         window=window,
         key_lengths=lengths,
         documents=documents,
         mask=mask,
-        softcap=float(softcap),
+        softcap=softcap,
         alibi_slopes=slopes,
         score_mod=score_mod,
         score_mod_grad=score_mod_grad,
@@ -217,12 +220,7 @@ def make_problem(
 
 def _offset(op: str, align: str | None, lengths: np.ndarray | None, T: int, S: int, positional: bool) -> np.ndarray:
     """The key position of query 0, one for all rows (1,) or one per row (B,)."""
-    if align not in (None, "lower_right", "upper_left"):
-        raise ConfigError(
-            op,
-            f"causal_align is {align!r}, expected 'lower_right' or 'upper_left'",
-            "Name the corner of the diagonal",
-        )
+    check_choice(op, "causal_align", align, ("lower_right", "upper_left", None))
     if positional and align is None and (T != S or lengths is not None):
         rows = "" if lengths is None else " and rows of different lengths"
         raise MaskError(
@@ -240,21 +238,26 @@ def _check_window(op: str, window: Any) -> tuple[int | None, int | None]:
     if window is None:
         return None, None
     if not (isinstance(window, (tuple, list)) and len(window) == 2):
-        raise ConfigError(op, f"window_size is {window!r}, expected a pair (left, right)", "Pass (left, 0) for causal")
+        raise ConfigError(
+            op, f"window_size is {shown(window)}, expected a pair (left, right)", "Pass (left, 0) for causal"
+        )
     for reach in window:
-        if reach is not None and (isinstance(reach, bool) or not isinstance(reach, (int, np.integer)) or reach < 0):
+        if reach is not None and not (is_integer(reach) and reach >= 0):
             raise ConfigError(
                 op,
-                f"window_size is {window!r}, expected two non-negative integers, None for no limit",
+                f"window_size is {shown(window)}, expected two non-negative integers, None for no limit",
                 "(w - 1, 0) lets each query see itself and the w - 1 keys before it",
             )
-    return window[0], window[1]
+    left, right = (None if reach is None or reach >= 2**62 else int(reach) for reach in window)  # more is no limit
+    return left, right
 
 
 def _integers(op: str, name: str, values: Any) -> np.ndarray:
-    array = np.asarray(values)
+    array = np.asarray(as_array(op, values))
     if array.dtype.kind not in "iu":
         raise DTypeError(op, f"{name} has dtype {array.dtype}, expected integers", "Pass an integer array")
+    if array.dtype == np.uint64 and array.size and array.max() >= 2**63:
+        raise RangeError(op, f"{name} holds {array.max()}, expected at most 2**63 - 1", "Count positions")
     return array.astype(np.int64)
 
 

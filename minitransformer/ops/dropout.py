@@ -9,6 +9,7 @@ import numpy as np
 
 from minitransformer import kernels
 from minitransformer.autograd import register
+from minitransformer.checks import is_number, shown
 from minitransformer.errors import ConfigError
 from minitransformer.ops.activation import check_float
 from minitransformer.random import DrawKey
@@ -22,8 +23,8 @@ class Dropped(NamedTuple):
 
 def check_rate(op: str, p: float) -> float:
     """`p` as a float in [0, 1), or `ConfigError`."""
-    if isinstance(p, bool) or not isinstance(p, (int, float)) or not 0 <= p < 1:
-        raise ConfigError(op, f"the dropout rate is {p!r}, expected a number in [0, 1)", "0 turns dropout off")
+    if not is_number(p, 0, 1):
+        raise ConfigError(op, f"the dropout rate is {shown(p)}, expected a number in [0, 1)", "0 turns dropout off")
     return float(p)
 
 

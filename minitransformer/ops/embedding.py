@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minitransformer.autograd import register
+from minitransformer.autograd import check_arrays, register
 from minitransformer.errors import DTypeError, RangeError, ShapeError
 
 
@@ -36,9 +36,12 @@ def check_ids(op: str, ids: np.ndarray, vocab_size: int) -> None:
 
 def embedding_forward(weight: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, Lookup]:
     """Rows of weight (V, C) at ids (...): (..., C)."""
+    check_arrays("embedding", weight=weight)
     if weight.ndim != 2:
         raise ShapeError("embedding", f"weight has shape {weight.shape}, expected (V, C)", "Pass a matrix")
     check_ids("embedding", ids, weight.shape[0])
+    if ids.ndim == 64:  # no array has more axes
+        raise ShapeError("embedding", f"ids have {ids.ndim} axes, expected less", "Reshape them")
     return np.take(weight, ids, axis=0), Lookup(weight.shape, ids)
 
 

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minitransformer.autograd import register
+from minitransformer.autograd import check_arrays, register
+from minitransformer.checks import shown
 from minitransformer.errors import DTypeError, ShapeError
 from minitransformer.ops.arithmetic import sum_to
 
@@ -31,7 +32,7 @@ class Einsum(NamedTuple):
 
 def matmul_forward(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, Product]:
     """Matrix product over the last two axes, leading axes broadcast; 1-D operands as in NumPy."""
-    if np.ndim(a) == 0 or np.ndim(b) == 0:
+    if a is None or b is None or np.ndim(a) == 0 or np.ndim(b) == 0:
         raise ShapeError("matmul", "an operand is a single number, expected at least one axis", "Use *")
     if a.shape[-1] != (b.shape[-2] if b.ndim > 1 else b.shape[0]):
         raise ShapeError(
@@ -69,12 +70,15 @@ def _rows(x: np.ndarray) -> np.ndarray:
 
 def linear_forward(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None) -> tuple[np.ndarray, Linear]:
     """`x @ weight.T + bias`: x (..., C_in), weight (C_out, C_in) as in torch, bias (C_out,)."""
+    check_arrays("linear", x=x, weight=weight)
     if weight.ndim != 2 or x.ndim < 1 or x.shape[-1] != weight.shape[1]:
         raise ShapeError(
             "linear",
             f"x has shape {x.shape}, weight {weight.shape}, expected (..., C_in) and (C_out, C_in)",
             "The last axis of x must equal the last axis of the weight",
         )
+    if bias is not None:
+        check_arrays("linear", bias=bias)
     if bias is not None and bias.shape != (weight.shape[0],):
         raise ShapeError(
             "linear",
@@ -103,6 +107,9 @@ def einsum_forward(*operands: np.ndarray, equation: str) -> tuple[np.ndarray, Ei
 
     No ellipsis and no index twice in one operand: write the axes out, they are what is documented.
     """
+    if not isinstance(equation, str):
+        raise DTypeError("einsum", f"equation is {shown(equation)}, expected a string", "Pass it first: 'ij,jk->ik'")
+    check_arrays("einsum", **{f"operand {i}": operand for i, operand in enumerate(operands)})
     inputs, arrow, result = equation.replace(" ", "").partition("->")
     terms = tuple(inputs.split(","))
     if not arrow:
@@ -111,21 +118,21 @@ def einsum_forward(*operands: np.ndarray, equation: str) -> tuple[np.ndarray, Ei
     if not all(c.isalpha() for c in "".join(terms) + result):
         raise DTypeError(
             "einsum",
-            f"equation {equation!r} holds something else than letters",
+            f"equation {shown(equation)} holds something else than letters",
             "Name every axis by a letter",
         )
     if any(len(set(term)) != len(term) for term in (*terms, result)):
         raise ShapeError(
-            "einsum", f"equation {equation!r} repeats an index within one term", "Use indexing for diagonals"
+            "einsum", f"equation {shown(equation)} repeats an index within one term", "Use indexing for diagonals"
         )
     if not set(result) <= set("".join(terms)):
         raise ShapeError(
-            "einsum", f"equation {equation!r} has a result index that no input has", "Use expand to repeat"
+            "einsum", f"equation {shown(equation)} has a result index that no input has", "Use expand to repeat"
         )
     if len(terms) != len(operands) or any(len(t) != o.ndim for t, o in zip(terms, operands, strict=False)):
         raise ShapeError(
             "einsum",
-            f"equation {equation!r} does not fit shapes {[o.shape for o in operands]}",
+            f"equation {shown(equation)} does not fit shapes {[o.shape for o in operands]}",
             "Give one term per operand and one letter per axis",
         )
     sizes: dict[str, int] = {}

@@ -9,6 +9,7 @@ import numpy as np
 
 from minitransformer import kernels
 from minitransformer.autograd import register
+from minitransformer.checks import check_choice, check_flag, check_number, is_integer, shown
 from minitransformer.errors import ConfigError, DTypeError, RangeError, ShapeError
 from minitransformer.ops.activation import as_rows, check_float
 
@@ -37,8 +38,22 @@ class Divergence(NamedTuple):
 
 
 def check_reduction(op: str, reduction: str, known: tuple[str, ...] = ("mean", "sum", "none")) -> None:
-    if reduction not in known:
-        raise ConfigError(op, f"reduction is {reduction!r}, expected one of {known}", "Pass one of them")
+    check_choice(op, "reduction", reduction, known)
+
+
+def check_targets(op: str, name: str, targets: np.ndarray, vocab_size: int, ignore_index: int = -100) -> np.ndarray:
+    """Which integer `targets` are not ignored, bool; `RangeError` with the position of one that is no class."""
+    valid = targets != ignore_index
+    outside = valid & ((targets < 0) | (targets >= vocab_size))
+    if outside.any():
+        position = tuple(int(i) for i in np.argwhere(outside)[0])
+        raise RangeError(
+            op,
+            f"the {name} at position {position} is {int(targets[position])}, expected 0 to {vocab_size - 1} "
+            f"or ignore_index {ignore_index}",
+            "Use the tokenizer that the model was made with",
+        )
+    return valid
 
 
 def cross_entropy_forward(
@@ -69,19 +84,14 @@ def cross_entropy_forward(
             f"target has dtype {targets.dtype}, expected integer class ids",
             "Cast it to int64",
         )
-    if not 0 <= label_smoothing <= 1:
+    label_smoothing = check_number("cross_entropy", "label_smoothing", label_smoothing)
+    if label_smoothing > 1:
         raise ConfigError("cross_entropy", f"label_smoothing is {label_smoothing}, expected 0 to 1", "0 turns it off")
+    if not is_integer(ignore_index):
+        problem = f"ignore_index is {shown(ignore_index)}, expected an integer"
+        raise ConfigError("cross_entropy", problem, "Pass a class id, or -100 to ignore none")
     vocab_size = logits.shape[-1]
-    valid = targets != ignore_index
-    outside = valid & ((targets < 0) | (targets >= vocab_size))
-    if outside.any():
-        position = tuple(int(i) for i in np.argwhere(outside)[0])
-        raise RangeError(
-            "cross_entropy",
-            f"the target at position {position} is {int(targets[position])}, expected 0 to {vocab_size - 1} "
-            f"or ignore_index {ignore_index}",
-            "Use the tokenizer that the model was made with",
-        )
+    valid = check_targets("cross_entropy", "target", targets, vocab_size, ignore_index)
     rows, flat, valid = as_rows(logits), targets.reshape(-1), valid.reshape(-1)
     kernel = kernels.serve("rowwise", logits)
     losses, lse = kernel.cross_entropy_forward(rows, flat, valid, label_smoothing)
@@ -138,6 +148,7 @@ def kl_div_forward(
     check_reduction("kl_div", reduction, ("mean", "batchmean", "sum", "none"))
     if input.shape != target.shape:
         raise ShapeError("kl_div", f"input has shape {input.shape}, target {target.shape}", "Make the shapes equal")
+    log_target = check_flag("kl_div", "log_target", log_target)
     if log_target:
         losses = np.exp(target) * (target - input)
     else:

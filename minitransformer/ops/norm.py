@@ -10,7 +10,8 @@ import numpy as np
 
 from minitransformer import kernels
 from minitransformer.autograd import register
-from minitransformer.errors import ShapeError
+from minitransformer.checks import check_number
+from minitransformer.errors import GradientError, ShapeError
 from minitransformer.ops.activation import check_float
 
 
@@ -70,6 +71,7 @@ def layer_norm_forward(
     eps: float = 1e-5,
 ) -> tuple[np.ndarray, LayerNorm]:
     """Normalise the last axes to mean 0 and variance 1, then scale and shift (Ba et al. 2016)."""
+    eps = check_number("layer_norm", "eps", eps)
     rows, affine = _rows("layer_norm", x, normalized_shape, weight=weight, bias=bias)
     kernel = kernels.serve("rowwise", rows, *(a for a in affine.values() if a is not None))
     out, mean, rstd = kernel.layer_norm_forward(rows, affine["weight"], affine["bias"], eps)
@@ -79,6 +81,8 @@ def layer_norm_forward(
 
 
 def layer_norm_backward(dout: np.ndarray, saved: LayerNorm) -> tuple[np.ndarray | None, ...]:
+    if dout.dtype.kind != saved.rows.dtype.kind:
+        raise GradientError("layer_norm", "x is real beside complex parameters, and has no real gradient", "Cast x too")
     drows = np.ascontiguousarray(dout).reshape(saved.rows.shape)
     dx, dweight, dbias = saved.kernel.layer_norm_backward(drows, saved.rows, saved.weight, saved.mean, saved.rstd)
     return (
@@ -96,6 +100,7 @@ def rms_norm_forward(
     eps: float = 1e-5,
 ) -> tuple[np.ndarray, RMSNorm]:
     """Divide the last axes by their root mean square, then scale (Zhang and Sennrich 2019)."""
+    eps = check_number("rms_norm", "eps", eps)
     rows, affine = _rows("rms_norm", x, normalized_shape, weight=weight)
     kernel = kernels.serve("rowwise", rows, *(a for a in affine.values() if a is not None))
     out, rrms = kernel.rms_norm_forward(rows, affine["weight"], eps)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import numpy as np
 
 from minitransformer.autograd import register
+from minitransformer.checks import allocate, check_choice, check_number, check_size
 from minitransformer.errors import ConfigError, DTypeError, ShapeError
 from minitransformer.ops.activation import check_float
 
@@ -39,8 +39,9 @@ def rope_forward(
     check_float("apply_rope", x=x)
     if x.ndim != 4 or x.shape[-1] % 2:
         raise ShapeError("apply_rope", f"x has shape {x.shape}, expected (B, H, T, D) with even D", "Split heads first")
-    if layout not in ("half", "interleaved"):
-        raise ConfigError("apply_rope", f"layout is {layout!r}, expected 'half' or 'interleaved'", "Pass one of them")
+    check_choice("apply_rope", "layout", layout, ("half", "interleaved"))
+    if check_number("apply_rope", "base", base) == 0:
+        raise ConfigError("apply_rope", "base is 0, expected a positive number", "Keep the default, 10000")
     if not isinstance(positions, np.ndarray) or positions.dtype.kind not in "iu":
         raise DTypeError("apply_rope", "positions are not integers", "Pass np.arange(T)")
     B, _, T, D = x.shape
@@ -51,7 +52,7 @@ def rope_forward(
             "Give one position per token",
         )
     # Angles in float64: float32 loses a radian at position 10^7.
-    frequencies = base ** (-np.arange(0, D, 2, dtype=np.float64) / D)
+    frequencies = float(base) ** (-np.arange(0, D, 2, dtype=np.float64) / D)
     angles = positions[..., None] * frequencies  # (T, D/2) or (B, T, D/2)
     if positions.ndim == 2:
         angles = angles[:, None]  # (B, 1, T, D/2)
@@ -69,11 +70,16 @@ def sinusoidal_positions(length: int, d_model: int) -> np.ndarray:
 
     Column 2i is sin(t / 10000^(2i/d_model)), column 2i + 1 the cosine of the same angle.
     """
-    angles = np.arange(length)[:, None] / 10000.0 ** (np.arange(0, d_model, 2) / d_model)
-    table = np.empty((length, d_model))
-    table[:, ::2] = np.sin(angles)
-    table[:, 1::2] = np.cos(angles)[:, : d_model // 2]
-    return table
+    check_size("sinusoidal_positions", length=length, d_model=d_model)
+
+    def make() -> np.ndarray:
+        angles = np.arange(length)[:, None] / 10000.0 ** (np.arange(0, d_model, 2) / d_model)
+        table = np.empty((length, d_model))
+        table[:, ::2] = np.sin(angles)
+        table[:, 1::2] = np.cos(angles)[:, : d_model // 2]
+        return table
+
+    return allocate("sinusoidal_positions", "a table", (length, d_model), np.float64, make)
 
 
 def alibi_slopes(num_heads: int) -> np.ndarray:
@@ -81,12 +87,15 @@ def alibi_slopes(num_heads: int) -> np.ndarray:
 
     For H no power of two, the slopes of the next smaller power P, then those of 2P at odd places.
     """
-    if num_heads < 1:
-        raise ConfigError("alibi_slopes", f"num_heads is {num_heads}, expected at least 1", "Pass a positive number")
-    power = 2 ** int(math.log2(num_heads))
-    slopes = 2.0 ** (-8 / power * np.arange(1, power + 1))
-    between = 2.0 ** (-4 / power * np.arange(1, 2 * power, 2))
-    return np.concatenate([slopes, between[: num_heads - power]])
+    check_size("alibi_slopes", num_heads=num_heads)
+
+    def make() -> np.ndarray:
+        power = 2 ** (int(num_heads).bit_length() - 1)
+        slopes = 2.0 ** (-8 / power * np.arange(1, power + 1))
+        between = 2.0 ** (-4 / power * np.arange(1, 2 * power, 2))
+        return np.concatenate([slopes, between[: num_heads - power]])
+
+    return allocate("alibi_slopes", "slopes", (num_heads,), np.float64, make)
 
 
 register("rope", rope_forward, rope_backward)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minitransformer.autograd import check_axis, register
+from minitransformer.checks import check_flag
 from minitransformer.errors import ShapeError
 
 Dim = int | tuple[int, ...] | None
@@ -40,7 +41,7 @@ def _kept(dout: np.ndarray, shape: tuple[int, ...], axes: tuple[int, ...]) -> np
 
 def sum_forward(x: np.ndarray, *, dim: Dim = None, keepdim: bool = False) -> tuple[np.ndarray, Reduced]:
     axes = _axes("sum", x, dim)
-    return x.sum(axis=axes, keepdims=keepdim), Reduced(x.shape, axes)
+    return x.sum(axis=axes, keepdims=check_flag("sum", "keepdim", keepdim)), Reduced(x.shape, axes)
 
 
 def sum_backward(dout: np.ndarray, saved: Reduced) -> tuple[np.ndarray]:
@@ -49,7 +50,7 @@ def sum_backward(dout: np.ndarray, saved: Reduced) -> tuple[np.ndarray]:
 
 def mean_forward(x: np.ndarray, *, dim: Dim = None, keepdim: bool = False) -> tuple[np.ndarray, Reduced]:
     """The mean over `dim`; integers give float32, and no elements give NaN."""
-    axes = _axes("mean", x, dim)
+    axes, keepdim = _axes("mean", x, dim), check_flag("mean", "keepdim", keepdim)
     if x.dtype.kind in "iub":
         x = x.astype(np.float32)
     count = x.dtype.type(_count(x.shape, axes))
@@ -76,7 +77,7 @@ def _check_not_empty(op: str, x: np.ndarray, axes: tuple[int, ...]) -> None:
 
 def max_forward(x: np.ndarray, *, dim: Dim = None, keepdim: bool = False) -> tuple[np.ndarray, Extreme]:
     """The largest element over `dim`. Ties share the gradient equally."""
-    axes = _axes("max", x, dim)
+    axes, keepdim = _axes("max", x, dim), check_flag("max", "keepdim", keepdim)
     _check_not_empty("max", x, axes)
     out = x.max(axis=axes, keepdims=True)
     return (out.copy() if keepdim else out.squeeze(axes)), Extreme(x, out, axes)
@@ -84,7 +85,7 @@ def max_forward(x: np.ndarray, *, dim: Dim = None, keepdim: bool = False) -> tup
 
 def min_forward(x: np.ndarray, *, dim: Dim = None, keepdim: bool = False) -> tuple[np.ndarray, Extreme]:
     """The smallest element over `dim`. Ties share the gradient equally."""
-    axes = _axes("min", x, dim)
+    axes, keepdim = _axes("min", x, dim), check_flag("min", "keepdim", keepdim)
     _check_not_empty("min", x, axes)
     out = x.min(axis=axes, keepdims=True)
     return (out.copy() if keepdim else out.squeeze(axes)), Extreme(x, out, axes)

@@ -5,14 +5,18 @@ Forward returns views where NumPy does; backward always returns fresh arrays.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from minitransformer.autograd import check_axis, register
-from minitransformer.errors import DTypeError, RangeError, ShapeError
-from minitransformer.ops.arithmetic import Shapes, shapes_of, sum_to
+from minitransformer.autograd import check_arrays, check_axis, refused_index, register
+from minitransformer.checks import is_integer, shown
+from minitransformer.errors import AllocationError, DTypeError, RangeError, ShapeError
+from minitransformer.ops.arithmetic import Shapes, check_operands, shapes_of, sum_to
+
+MAX_AXES = 64  # of NumPy
 
 
 class Shape(NamedTuple):
@@ -38,10 +42,20 @@ class Choice(NamedTuple):
     condition: np.ndarray
 
 
+def check_shape(op: str, shape: Any, least: int = 0) -> tuple[int, ...]:
+    """`shape` as a tuple of ints from `least`; `DTypeError`, or `ShapeError` for sizes that no array has."""
+    if not isinstance(shape, (tuple, list)) or not all(map(is_integer, shape)):
+        raise DTypeError(op, f"got {shown(shape)}, expected a tuple of integers", "Pass sizes as in (2, 3)")
+    if any(not least <= size < 2**63 for size in shape):
+        raise ShapeError(op, f"a size in {shown(shape)} is outside {least} to 2**63 - 1", "Pass other sizes")
+    return tuple(int(size) for size in shape)
+
+
 def reshape_forward(x: np.ndarray, *, shape: tuple[int, ...]) -> tuple[np.ndarray, Shape]:
+    shape = check_shape("reshape", shape, least=-1)
     try:
         return x.reshape(shape), Shape(x.shape)
-    except (ValueError, TypeError):
+    except ValueError:
         raise ShapeError(
             "reshape",
             f"{x.size} elements of shape {x.shape} do not fit {shape}",
@@ -77,6 +91,10 @@ def permute_backward(dout: np.ndarray, saved: Dims) -> tuple[np.ndarray]:
 
 def expand_forward(x: np.ndarray, *, shape: tuple[int, ...]) -> tuple[np.ndarray, Shape]:
     """`x` repeated along axes of size 1 (and new leading axes) to `shape`, as a read-only view."""
+    check_arrays("expand", x=x)
+    shape = check_shape("expand", shape)
+    if math.prod(shape) * x.itemsize >= 2**63:
+        raise AllocationError("expand", f"shape {shape} is larger than any array", "Choose smaller sizes")
     try:
         return np.broadcast_to(x, shape), Shape(x.shape)
     except ValueError:
@@ -93,10 +111,8 @@ def getitem_forward(x: np.ndarray, *, index: Any) -> tuple[np.ndarray, Index]:
     """NumPy indexing: slices are views, integer and boolean arrays gather copies."""
     try:
         return x[index], Index(x.shape, index)
-    except IndexError as error:
-        raise RangeError(
-            "getitem", f"the index does not fit shape {x.shape} ({error})", "Check the index against t.shape"
-        ) from None
+    except (IndexError, TypeError, ValueError, OverflowError) as error:
+        raise refused_index("getitem", x.shape, error) from None
 
 
 def getitem_backward(dout: np.ndarray, saved: Index) -> tuple[np.ndarray]:
@@ -112,6 +128,7 @@ def getitem_backward(dout: np.ndarray, saved: Index) -> tuple[np.ndarray]:
 def concat_forward(*arrays: np.ndarray, dim: int) -> tuple[np.ndarray, Pieces]:
     if not arrays:
         raise ShapeError("concat", "got no tensors, expected at least one", "Pass a non-empty sequence")
+    check_arrays("concat", **{f"tensor {i}": array for i, array in enumerate(arrays)})
     axis = check_axis("concat", dim, arrays[0].ndim)
     rest = {array.shape[:axis] + array.shape[axis + 1 :] for array in arrays}
     if len(rest) > 1 or len({array.ndim for array in arrays}) > 1:
@@ -128,6 +145,7 @@ def concat_backward(dout: np.ndarray, saved: Pieces) -> tuple[np.ndarray, ...]:
 
 
 def stack_forward(*arrays: np.ndarray, dim: int) -> tuple[np.ndarray, Dims]:
+    check_arrays("stack", **{f"tensor {i}": array for i, array in enumerate(arrays)})
     shapes = [array.shape for array in arrays]
     if len(set(shapes)) != 1:
         raise ShapeError(
@@ -136,6 +154,8 @@ def stack_forward(*arrays: np.ndarray, dim: int) -> tuple[np.ndarray, Dims]:
             "Make them equal, or use concat",
         )
     axis = check_axis("stack", dim, len(shapes[0]) + 1)
+    if len(shapes[0]) == MAX_AXES:
+        raise ShapeError("stack", f"the tensors have {MAX_AXES} axes, and no array has more", "Reshape them")
     return np.stack(arrays, axis), Dims((axis,))
 
 
@@ -146,15 +166,17 @@ def stack_backward(dout: np.ndarray, saved: Dims) -> tuple[np.ndarray, ...]:
 
 def split_forward(x: np.ndarray, *, sizes: int | Sequence[int], dim: int) -> tuple[list[np.ndarray], Pieces]:
     """Consecutive pieces along `dim`: of length `sizes` (the last may be shorter), or of these lengths."""
+    check_arrays("split", x=x)
     axis = check_axis("split", dim, x.ndim)
     length = x.shape[axis]
-    if isinstance(sizes, (int, np.integer)):
-        if sizes < 1:
+    if is_integer(sizes):
+        if sizes < 1:  # type: ignore[operator]
             raise RangeError("split", f"the piece size is {sizes}, expected at least 1", "Pass a positive size")
-        lengths = [min(int(sizes), length - start) for start in range(0, length, int(sizes))] or [0]
+        size = int(sizes)  # type: ignore[arg-type]
+        lengths = [min(size, length - start) for start in range(0, length, size)] or [0]
     else:
-        lengths = [int(size) for size in sizes]
-        if sum(lengths) != length or any(size < 0 for size in lengths):
+        lengths = list(check_shape("split", sizes, least=-(2**63)))
+        if sum(lengths) != length or min(lengths, default=0) < 0:
             raise ShapeError(
                 "split",
                 f"sizes {lengths} sum to {sum(lengths)}, expected {length} for axis {axis} of shape {x.shape}",
@@ -170,6 +192,9 @@ def split_backward(douts: tuple[np.ndarray, ...], saved: Pieces) -> tuple[np.nda
 def where_forward(a: Any, b: Any, condition: np.ndarray) -> tuple[np.ndarray, Choice]:
     """`a` where `condition`, else `b`; the branch not taken gets gradient 0, even if it is NaN there."""
     condition = np.asarray(condition)  # a comparison of 0-d arrays gives one bool
+    check_operands("where", a, b)
+    if max(map(np.ndim, (condition, a, b))) > 32:
+        raise ShapeError("where", "an operand has more than 32 axes, which numpy.where has not", "Reshape them")
     if condition.dtype != np.bool_:
         raise DTypeError("where", "the condition is not a bool array", "Compare first: mt.where(t > 0, a, b)")
     try:

@@ -14,7 +14,7 @@ from minitransformer.errors import ConfigError, DTypeError, GradientError, Shape
 
 def _trainable(params: Iterable[Parameter]) -> tuple[list[Parameter], list[Parameter]]:
     """The distinct parameters that require a gradient, and those that do not, in the given order."""
-    if isinstance(params, Tensor) or not isinstance(params, Iterable):
+    if isinstance(params, (Tensor, np.ndarray)) or not isinstance(params, Iterable):
         raise DTypeError(
             "optim",
             f"params is a {type(params).__name__}, expected an iterable of Parameters",
@@ -83,6 +83,12 @@ class FlatParameters:
 
     def views(self, buffer: np.ndarray) -> list[np.ndarray]:
         """Views of `buffer`, contiguous and of shape (size,), shaped like `params`; else `ShapeError`."""
+        if not isinstance(buffer, np.ndarray) or buffer.dtype != self.data.dtype:
+            raise DTypeError(
+                "FlatParameters.views",
+                f"buffer is {getattr(buffer, 'dtype', type(buffer).__name__)}, expected an array of {self.data.dtype}",
+                "Make it with np.empty_like(flat.data)",
+            )
         if buffer.shape != self.data.shape or not buffer.flags.c_contiguous:
             raise ShapeError(
                 "FlatParameters.views",
@@ -121,7 +127,10 @@ class FlatParameters:
                 "no parameter has a gradient",
                 "Call loss.backward() before step()",
             )
-        for p, view in zip(self.params, self.views(out), strict=True):
+        views = self.views(out)
+        if not out.flags.writeable:
+            raise ShapeError("FlatParameters.gather", "out is read-only", "Make it with np.empty_like(flat.data)")
+        for p, view in zip(self.params, views, strict=True):
             if p.grad is None:
                 view[...] = 0
                 continue

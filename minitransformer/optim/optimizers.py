@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from minitransformer.autograd import Parameter
+from minitransformer.checks import check_count, check_number, is_integer, shown
 from minitransformer.errors import CheckpointError, ConfigError, DTypeError, ShapeError
 from minitransformer.kernels import serve
-from minitransformer.optim.checks import check_count, check_number
 from minitransformer.optim.flat import FlatParameters
 
 
@@ -103,22 +104,23 @@ class Optimizer(ABC):
         shape, order of shapes or dtype, and for numbers that make no sense.
         """
         op, again = f"{self._name}.load_state", "Load it into the optimizer and model it was saved from"
-        for what, got, expected in (
-            ("arrays", arrays.keys(), self._state.keys()),
-            ("numbers", numbers.keys(), {"steps", "lr", "layout"}),
-        ):
-            if got != expected:
-                problem = f"{what} has the names {sorted(got)}, expected {sorted(expected)}"
-                raise CheckpointError(op, problem, again)
-        if numbers["layout"] != self.flat.layout:
+        given: tuple[tuple[str, Any, Any], ...] = (
+            ("arrays", arrays, self._state.keys()),
+            ("numbers", numbers, {"steps", "lr", "layout"}),
+        )
+        for what, got, expected in given:
+            if not isinstance(got, Mapping) or got.keys() != expected:
+                names = sorted(map(str, got)) if isinstance(got, Mapping) else shown(got)
+                raise CheckpointError(op, f"{what} has the names {names}, expected {sorted(expected)}", again)
+        if not is_integer(numbers["layout"]) or numbers["layout"] != self.flat.layout:
             raise CheckpointError(op, "the state belongs to parameters of other shapes or order", again)
         for name, mine in self._state.items():
-            shape, dtype = arrays[name].shape, arrays[name].dtype
-            if shape != mine.shape or dtype != mine.dtype:
-                problem = f"{name} is {dtype} {shape}, expected {mine.dtype} {mine.shape}"
-                raise CheckpointError(op, problem, again)
+            array = arrays[name]
+            if not isinstance(array, np.ndarray) or array.shape != mine.shape or array.dtype != mine.dtype:
+                kind = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else shown(array)
+                raise CheckpointError(op, f"{name} is {kind}, expected {mine.dtype} {mine.shape}", again)
         try:
-            steps = check_count(op, "steps", numbers["steps"])  # type: ignore[arg-type]
+            steps = check_count(op, "steps", numbers["steps"])
             self.lr = numbers["lr"]
         except ConfigError as error:
             raise CheckpointError(op, error.problem, again) from None
@@ -174,13 +176,13 @@ class Adam(Optimizer):
     ) -> None:
         op = type(self).__name__
         if not isinstance(betas, (tuple, list)) or len(betas) != 2:
-            raise ConfigError(op, f"betas is {betas!r}, expected two numbers", "Pass betas=(0.9, 0.999)")
+            raise ConfigError(op, f"betas is {shown(betas)}, expected two numbers", "Pass betas=(0.9, 0.999)")
         self.betas = (
             check_number(op, "betas[0]", betas[0], below=1),
             check_number(op, "betas[1]", betas[1], below=1),
         )
         self.eps = check_number(op, "eps", eps)
-        if eps == 0:
+        if self.eps == 0:
             raise ConfigError(op, "eps is 0, expected a number above 0", "Keep the default, 1e-8")
         super().__init__(params, lr, weight_decay, ("first", "second"))
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from minitransformer.optim.checks import check_at_most, check_count, check_number
+from minitransformer.checks import check_at_most, check_count, check_number
 
 Schedule = Callable[[int], float]
 
@@ -28,7 +28,8 @@ def constant(peak: float, warmup_steps: int = 0) -> Schedule:
     """`peak` at every step after the warm-up."""
     check_number("schedules.constant", "peak", peak)
     check_count("schedules.constant", "warmup_steps", warmup_steps)
-    return lambda step: peak * min(1.0, (step + 1) / (warmup_steps + 1))
+    op = "schedules.constant"
+    return lambda step: peak * min(1.0, (check_count(op, "step", step) + 1) / (warmup_steps + 1))
 
 
 def _decaying(
@@ -37,6 +38,7 @@ def _decaying(
     """Warm up, stay at `peak` until `start`, then fall to `min_lr` at `end` along `shape`, from 1 to 0."""
 
     def schedule(step: int) -> float:
+        check_count("schedule", "step", step)
         if step < start:
             return peak * min(1.0, (step + 1) / (warmup_steps + 1))
         if step >= end:
@@ -83,4 +85,5 @@ def noam(d_model: int, warmup_steps: int, factor: float = 1.0) -> Schedule:
     check_count("schedules.noam", "warmup_steps", warmup_steps, least=1)
     check_number("schedules.noam", "factor", factor)
     scale = factor * d_model**-0.5
-    return lambda step: scale * min((step + 1) ** -0.5, (step + 1) * warmup_steps**-1.5)
+    op = "schedules.noam"
+    return lambda step: scale * min((check_count(op, "step", step) + 1) ** -0.5, (step + 1) * warmup_steps**-1.5)

@@ -56,6 +56,7 @@ class TrainConfig(Config):
     shards: int = 2  # more pay on more cores and wider models: see docs/benchmarks.md
     threads: int | None = None
     device: str = "cpu"
+    check_grads_every: int | None = None  # steps; metrics.jsonl then has `grad_error`, as in gradients.gradient_error
     eval_batches: int = 100  # of batch_size rows, from the start of the validation data
     progress: bool = True
 
@@ -74,7 +75,7 @@ class TrainConfig(Config):
         for name, least in (("max_steps", 0), ("warmup_steps", 0), ("shards", 1)):
             self._whole(name, least)
         object.__setattr__(self, "seed", check_seed("TrainConfig", self.seed))
-        for name in ("early_stopping_patience", "threads"):
+        for name in ("early_stopping_patience", "threads", "check_grads_every"):
             if getattr(self, name) is not None:
                 self._whole(name, 1)
         for name in (

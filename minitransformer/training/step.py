@@ -18,6 +18,7 @@ from minitransformer import random
 from minitransformer.autograd import Tensor, grad, no_grad
 from minitransformer.diagnose import first_bad_op, range_text
 from minitransformer.errors import NonFiniteError
+from minitransformer.gradients import gradient_error
 from minitransformer.kernels import serve
 from minitransformer.memory import keep_freed_memory
 from minitransformer.models.base import Model
@@ -113,6 +114,16 @@ class TrainStep:
                     np.add(view, g, out=view)
             del gradients
         return loss
+
+    def gradient_error(self, batches: Sequence[Batch], step: int) -> float:
+        """How far the gradient of the first shard is from the complex step, at the weights as they are: see `gradients`."""
+        shard = self._shards(batches)[0]
+
+        def compute() -> Tensor:
+            with random.scope(self.config.seed, step, shard.first_row):
+                return self._loss(shard)
+
+        return gradient_error(compute, self.optimizer.flat.params, seed=step)
 
     def _shards(self, batches: Sequence[Batch]) -> list[Shard]:
         total = sum(self.model.num_targets(**batch) for batch in batches)

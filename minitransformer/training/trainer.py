@@ -16,7 +16,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from minitransformer.checkpoint import RunFolder, pack_arrays, unpack_arrays
-from minitransformer.errors import CheckpointError, ConfigError, NonFiniteError
+from minitransformer.checks import shown
+from minitransformer.errors import CheckpointError, ConfigError, DTypeError, GradientError, NonFiniteError
 from minitransformer.files import LogFile, is_there, json_bytes, read_json, sealed, sha256
 from minitransformer.models.base import Model, read_weights
 from minitransformer.threads import Workers, get_num_threads, single_threaded_blas
@@ -89,6 +90,7 @@ class Trainer:
                 if self._run is not None and not self._run.has_checkpoint():
                     self._save(0, best=False)  # so that there is something to resume at any moment
                 for index in range(first, first if stopped else config.max_steps):
+                    gradient_error = self._check_gradient(train_step, index)
                     started = time.perf_counter()
                     result = train_step(self._batches(index), index)
                     seconds = time.perf_counter() - started
@@ -100,6 +102,7 @@ class Trainer:
                         "lr": self.optimizer.lr,
                         "grad_norm": result.grad_norm,
                     }
+                    record |= gradient_error
                     better = False
                     if self.eval_data is not None and (step % config.eval_interval == 0 or last):
                         val_loss = self._evaluate(workers, step)
@@ -122,6 +125,16 @@ class Trainer:
                 for callback in self.callbacks:
                     callback.on_end(self, ended)
         return ended
+
+    def _check_gradient(self, train_step: TrainStep, index: int) -> dict[str, float]:
+        """`grad_error` for the record of a step at which the gradient is to be checked."""
+        every = self.config.check_grads_every
+        if every is None or index % every:
+            return {}
+        try:
+            return {"grad_error": train_step.gradient_error(self._batches(index), index)}
+        except GradientError:  # not finite: the step itself is about to say so, and where it began
+            return {}
 
     def _stale(self) -> bool:
         """Whether the validation loss has not improved for as long as the config allows."""

@@ -35,6 +35,7 @@ CHANGED: dict[str, tuple[Any, str]] = {
     "early_stopping_patience": (3, "early_stopping_patience (saved None, now 3)"),
     "seed": (1, "seed (saved 0, now 1)"),
     "shards": (2, "shards (saved 3, now 2)"),
+    "check_grads_every": (2, "check_grads_every (saved None, now 2)"),
 }
 
 

@@ -1,0 +1,175 @@
+"""Derivatives that nobody wrote by hand: by complex step, or by central differences."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minitransformer.errors import GradientError, MiniTransformerError
+from minitransformer.gradients.function import Arrays, Function, Problem, copies
+from minitransformer.kernels import use_backend
+
+COMPLEX_STEP = 1e-20  # its square is below every rounding, so the step has no truncation error
+_LONGEST = 1e3  # how much further an input with small gradients may move than others
+DIFFERENCE = 1e-6  # for central differences in float64: truncation and rounding are about equal
+
+# What functions raise that were not made for complex numbers.
+_REFUSALS = (MiniTransformerError, TypeError, ValueError, RuntimeError, AttributeError, np.exceptions.ComplexWarning)
+
+
+Direction = dict[int, np.ndarray]
+
+
+class Numeric:
+    """Derivatives of a problem along directions, by the reference kernels in float64 whatever the dtype of its inputs.
+
+    `outs` are its outputs, if the reference kernels computed them. A direction is a dict from positions of
+    inputs to arrays of their shapes. `reason` says why differences are used although the complex step was
+    asked for; None if they are not.
+    """
+
+    def __init__(
+        self, problem: Problem, method: str, eps: float | None, outs: Sequence[np.ndarray] | None = None
+    ) -> None:
+        self.function: Function = problem.function
+        self.inputs: Arrays = tuple(_double(x) for x in problem.inputs)
+        self.eps = eps
+        dtypes = {x.dtype for x in problem.inputs if isinstance(x, np.ndarray) and x.dtype.kind == "f"}
+        self.outs = self._at({}, 0) if outs is None or dtypes != {np.dtype(np.float64)} else tuple(outs)
+        self.counted = tuple(np.isfinite(out) for out in self.outs)  # the others must stay as they are
+        self.method = method if self.function.takes_complex else "central"
+        self.reason: str | None = None
+
+    def along(self, direction: Direction) -> list[np.ndarray]:
+        """The derivative of every output along `direction`; 0 where an output is not finite."""
+        return self._complex(direction) if self.method == "complex" else self._difference(direction)
+
+    def _complex(self, direction: Direction) -> list[np.ndarray]:
+        h = self.eps or COMPLEX_STEP
+        stepped = self._at(direction, 1j * h)
+        return [np.where(counted, out.imag / h, 0.0) for out, counted in zip(stepped, self.counted, strict=True)]
+
+    def _difference(self, direction: Direction) -> list[np.ndarray]:
+        """(f(x + hv) - f(x - hv)) / 2h for every output."""
+        sides = self.sides(direction)
+        return [(left + right) / 2 for left, right in zip(sides.left, sides.right, strict=True)]
+
+    def sides(self, direction: Direction) -> Sides:
+        """The slopes of every output to the left and to the right: where they differ, there is a kink between."""
+        h = self._step(direction)
+        low, high = self._at(direction, -h), self._at(direction, h)
+        left, right, noise = [], [], 0.0
+        for a, m, b, counted in zip(low, self.outs, high, self.counted, strict=True):
+            if not (np.isfinite(a) & np.isfinite(b))[counted].all():
+                names = ", ".join(self.function.names[position] for position in direction)
+                problem = f"{self.function.name} is finite at {names}, and not {h:g} beside it"
+                fix = "Move the inputs away from poles and from the edges of the domain"
+                raise GradientError("gradcheck", problem, fix)
+            with np.errstate(invalid="ignore"):
+                left.append(np.where(counted, (m - a) / h, 0.0))
+                right.append(np.where(counted, (b - m) / h, 0.0))
+            eps = float(np.finfo(a.dtype).eps)  # of float32, where the function casts
+            largest = float(np.max(np.where(counted, abs(m), 0.0), initial=1.0))
+            noise = max(noise, 8 * eps * largest / h)
+        return Sides(left, right, noise)
+
+    def _step(self, direction: Direction) -> float:
+        if self.method == "central" and self.eps is not None:
+            return self.eps
+        scale, length = 1.0, 0.0
+        for position, v in direction.items():
+            x = self.inputs[position]
+            scale = max(scale, float(np.max(abs(x), where=np.isfinite(x), initial=0.0)))
+            length = max(length, float(np.max(abs(v), initial=0.0)))
+        return DIFFERENCE * scale / max(length, 1.0)
+
+    def _at(self, direction: Direction, h: complex) -> Arrays:
+        inputs = copies(self.inputs)
+        for position, v in direction.items():
+            inputs[position] = np.asarray(inputs[position] + h * v)
+        with use_backend("reference"):
+            return tuple(np.asarray(out) for out in self.function.value(*inputs))
+
+    def settle(self, direction: Direction) -> None:
+        """Decide on the method: code that drops imaginary parts would silently give 0 by complex step.
+
+        One direction, in which every input moves, is compared with differences; if they disagree, these are used.
+        """
+        if self.method != "complex":
+            return
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", np.exceptions.ComplexWarning)
+                exact = self._complex(direction)
+        except _REFUSALS as error:
+            self._give_up(f"it refuses complex numbers ({type(error).__name__}: {error})")
+            return
+        sides = self.sides(direction)
+        for a, left, right in zip(exact, sides.left, sides.right, strict=True):
+            # At a kink the complex step takes a side, or a mean.
+            low, high = np.minimum(left, right), np.maximum(left, right)
+            slack = 1e-4 * np.maximum(abs(low), abs(high)).max(initial=0.0) + 10 * sides.noise
+            if a.shape != low.shape or ((a < low - slack) | (a > high + slack)).any():
+                self._give_up("its complex step disagrees with differences: it drops imaginary parts")
+                return
+
+    def _give_up(self, reason: str) -> None:
+        self.method, self.reason, self.eps = "central", reason, None
+
+
+class Sides(NamedTuple):
+    """Slopes to both sides of a point, one array an output, and the rounding noise in each number of them."""
+
+    left: list[np.ndarray]
+    right: list[np.ndarray]
+    noise: float
+
+
+class Contraction(NamedTuple):
+    """<dout, J v>, summed over all outputs, and the sum of the absolute values of its terms."""
+
+    value: float
+    size: float
+
+
+def contract(douts: list[np.ndarray], slopes: list[np.ndarray]) -> Contraction:
+    terms = [d * s for d, s in zip(douts, slopes, strict=True)]
+    return Contraction(float(sum(t.sum() for t in terms)), float(sum(abs(t).sum() for t in terms)))
+
+
+def _double(x: Any) -> Any:
+    if isinstance(x, np.ndarray) and x.dtype.kind == "f":
+        return x.astype(np.float64)
+    return x
+
+
+def balanced(gradients: Direction, rng: np.random.Generator) -> Direction:
+    """A random direction in which all inputs weigh about the same, as far as their gradients are claimed."""
+    sizes = {position: _size(g) for position, g in gradients.items()}
+    largest = max(sizes.values(), default=0.0)
+    return {
+        position: rng.standard_normal(g.shape) * (min(largest / sizes[position], _LONGEST) if sizes[position] else 1.0)
+        for position, g in gradients.items()
+    }
+
+
+def _size(g: np.ndarray) -> float:
+    """The root mean square; 0 if there is nothing, or if it is not finite."""
+    size = float(np.sqrt(np.mean(g * g))) if g.size else 0.0
+    return size if math.isfinite(size) else 0.0
+
+
+def unit(shape: tuple[int, ...], index: int) -> np.ndarray:
+    """1 at a flat position, else 0."""
+    v = np.zeros(shape)
+    v.flat[index] = 1
+    return v
+
+
+def total(douts: Sequence[np.ndarray]) -> float:
+    """The sum of all absolute values."""
+    return float(sum(abs(d).sum() for d in douts))
