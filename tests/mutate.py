@@ -277,6 +277,9 @@ def shown(result: Result) -> str:
     return f"{result.verdict:8} {result.seconds:5.1f} s  {where}" + (f"  by {result.by}" if result.by else "")
 
 
+NAMED_BY = ("file", "before", "after")  # what tells a mutant, wherever its line has moved to
+
+
 def as_json(result: Result) -> dict[str, Any]:
     mutant = result.task.mutant
     assert mutant is not None
@@ -300,9 +303,16 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2, help="how many run at a time")
     parser.add_argument("--timeout", type=float, default=600, help="seconds after which a mutant counts as caught")
     parser.add_argument("--json", type=Path, help="write the results into this file")
+    parser.add_argument("--again", type=Path, metavar="JSON", help="the mutants that survived there, and no others")
     parser.add_argument("--list", action="store_true", help="show the mutants and run nothing")
     given = parser.parse_args()
     tasks = all_tasks(ROOT / "minitransformer", given.only)
+    if given.again:
+        records = json.loads(given.again.read_text(encoding="utf-8"))
+        wanted = [
+            tuple(r[key] for key in NAMED_BY) for r in records if r["verdict"] in ("survived", "explained", "broken")
+        ]
+        tasks = [t for t in tasks if t.mutant is not None and (t.file, t.mutant.before, t.mutant.after) in wanted]
     drawn = random.Random(given.seed).sample(tasks, min(given.count, len(tasks)))
     print(f"{len(drawn)} of {len(tasks)} mutants, seed {given.seed}")
     if given.list:

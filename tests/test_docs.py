@@ -12,6 +12,7 @@ PAGES = [
     "docs/training.md",
     "docs/not_finite.md",
     "docs/gradcheck.md",
+    "docs/laws.md",
     "docs/testing_strategies.md",
     "docs/bug_zoo.md",
 ]

@@ -49,15 +49,15 @@ def problem_of(fn: Any, inputs: Any) -> Problem:
     """`fn` at `inputs`, whatever it is: see `gradcheck`. `DTypeError` or `GradientError` for what cannot be checked."""
     given = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
     if isinstance(fn, Function):
-        function, arrays, tensors = fn, given, ()
+        function, arrays = fn, given
     elif isinstance(fn, Module):
-        function, arrays, tensors = _of_module(fn, given)
+        function, arrays = _of_module(fn, given)
     elif isinstance(fn, tuple) and len(fn) == 2 and all(map(callable, fn)):
-        function, arrays, tensors = _of_pair(*fn), given, ()
+        function, arrays = _of_pair(*fn), given
     elif isinstance(_unwrapped(fn), Op):
-        function, arrays, tensors = _of_op(fn), given, ()
+        function, arrays = _of_op(fn), given
     elif callable(fn):
-        function, arrays, tensors = _of_tensors(fn, given), given, given
+        function, arrays = _of_tensors(fn, given), given
     else:
         raise DTypeError(
             "gradcheck",
@@ -66,9 +66,13 @@ def problem_of(fn: Any, inputs: Any) -> Problem:
         )
     values = tuple(_plain(x) for x in arrays)
     floats = [i for i, x in enumerate(values) if isinstance(x, np.ndarray) and x.dtype.kind == "f"]
-    asked = [i for i, x in enumerate(tensors or given) if isinstance(x, Tensor) and x.requires_grad]
+    asked = [i for i, x in enumerate(given) if isinstance(x, Tensor) and x.requires_grad]
     # Parameters of a module come behind its inputs and are always wanted.
     wanted = [i for i in floats if not asked or i in asked or (isinstance(fn, Module) and i >= len(given))]
+    for i in wanted:
+        if values[i].dtype not in (np.float32, np.float64):
+            problem = f"an input is {values[i].dtype}, expected float32 or float64"
+            raise DTypeError("gradcheck", problem, "Convert it with array.astype(...)")
     if not wanted:
         raise GradientError(
             "gradcheck",
@@ -177,7 +181,7 @@ def _of_tensors(fn: Callable[..., Any], given: Arrays) -> Function:
     return Function(name, names_of(fn, len(given)), value, pull)
 
 
-def _of_module(module: Module, given: Arrays) -> tuple[Function, Arrays, Arrays]:
+def _of_module(module: Module, given: Arrays) -> tuple[Function, Arrays]:
     """The module as a function of its inputs and of every parameter that requires a gradient."""
     named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
     parameters = [p for _, p in named]
@@ -208,7 +212,7 @@ def _of_module(module: Module, given: Arrays) -> tuple[Function, Arrays, Arrays]
 
     names = (*names_of(module.forward, len(given)), *(n for n, _ in named))
     function = Function(inner.name, names, value, pull)
-    return function, (*given, *(p.data for p in parameters)), (*given, *parameters)
+    return function, (*given, *(p.data for p in parameters))
 
 
 @contextmanager

@@ -134,7 +134,7 @@ def draw_values(
         return np.zeros(shape, dtype)
     pools, spikes = _numbers(dtype, low, high, extremes)
     rng = np.random.default_rng(salt)
-    places, weights = rng.integers(0, 2**32, size), rng.integers(8, 65, size) / 64
+    places, weights = rng.integers(0, 2**32, size), rng.integers(128, 1025, size) / 1024
     places[0], weights[0] = 0, 1
     pool = draw(pools)
     flat: np.ndarray = np.array(pool, np.float64 if dtype.kind == "f" else np.int64)[places % len(pool)]
@@ -168,8 +168,7 @@ def _numbers(
         number = st.integers(0, 1)
     else:
         number = st.integers(math.ceil(low), math.floor(high))
-    most = 4 if dtype.kind == "f" else 8
-    return st.lists(number, min_size=1, max_size=most), st.lists(st.tuples(_PLACES, number), max_size=2)
+    return st.lists(number, min_size=1, max_size=8), st.lists(st.tuples(_PLACES, number), max_size=2)
 
 
 def draw_layout(draw: st.DrawFn, values: np.ndarray, *, repeat: bool = False) -> np.ndarray:

@@ -81,6 +81,8 @@ MESSAGES: list[tuple[Callable[[], Any], str]] = [
         f"numpy.concatenate: a Tensor that requires a gradient would lose it in this call. {CONCAT}",
     ),
     (lambda: np.sum(leaf(2)), f"numpy.sum: a Tensor that requires a gradient would lose it in this call. {CONCAT}"),
+    (lambda: mt.gradcheck(F.tanh, [X], eps=0), "gradcheck: eps is 0, expected a number above 0. Leave it out for"),
+    (lambda: mt.gradcheck(F.tanh, [np.ones((1,) * 40)]), "gradcheck: an input has more than 32 axes. Reshape it: "),
     # ---- functional -------------------------------------------------------------------------------
     (
         lambda: F.mse_loss(X, X, reduction=X),  # type: ignore[arg-type]

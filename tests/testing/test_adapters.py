@@ -127,8 +127,9 @@ def test_dtype_names_and_repetition(foreign: dict[str, Any]) -> None:
         np.testing.assert_array_equal(a, b)
 
 
-def test_an_unused_input_has_no_gradient_or_zeros(foreign: dict[str, Any]) -> None:
+def test_an_unused_input_has_zeros(foreign: dict[str, Any]) -> None:
     assert gradcheck(foreign["unused"], (X, W))
+    assert not foreign["unused"].pull(X, W)[1]([np.array(1.0)])[1].any()
 
 
 @pytest.mark.parametrize(
@@ -209,7 +210,7 @@ def test_the_laws_over_torch(dtype: str) -> None:
     import torch
 
     before = torch.get_rng_state()
-    report = check_laws(adapters.torch_sdpa(dtype=dtype), max_examples=15)
+    report = check_laws(adapters.torch_sdpa(dtype=dtype), max_examples=8)
     assert report.failed == ["L13"], report
     assert "is nan" in report["L13"].reason
     assert "is_causal=True, causal_align" in report["L13"].code or "is_causal=True, scale" in report["L13"].code

@@ -39,7 +39,7 @@ def formula(q: Any, k: Any, v: Any, *, is_causal: bool = False) -> Any:
 
 
 def test_the_laws_are_those_that_were_promised() -> None:
-    assert NAMES == [f"L{n}" for n in range(1, 22)]
+    assert [f"L{n}" for n in range(1, 22)] == NAMES
     assert all(law.statement and law.title for law in ALL)
     assert testing.check_laws is check_laws and testing.laws is laws and testing.adapters is adapters
 

@@ -80,7 +80,7 @@ def test_it():
     dev, ci, thorough = (settings.get_profile(f"mt-{name}") for name in ("dev", "ci", "thorough"))
     assert (dev.max_examples, ci.max_examples, thorough.max_examples) == (20, 50, 1000)
     assert dev.deadline is ci.deadline is thorough.deadline is None
-    assert ci.derandomize and not dev.derandomize
+    assert ci.derandomize
 """,
     )
     assert "1 passed" in run_pytest(tmp_path)

@@ -55,9 +55,9 @@ def torch(fn: Callable[..., Any]) -> Function:
                 [arguments[i] for i in positions],
                 [d for _, d in pairs],
                 retain_graph=True,
-                allow_unused=True,
+                materialize_grads=True,  # zeros for an input that is not used
             )
-            return _placed(len(inputs), positions, [None if g is None else g.numpy().copy() for g in found])
+            return _placed(len(inputs), positions, [g.numpy().copy() for g in found])
 
         return tuple(out.detach().numpy().copy() for out in outs), pullback
 
@@ -110,7 +110,7 @@ def autograd(fn: Callable[..., Any]) -> Function:
         outs = _outputs(fn, fn(*inputs), object)
         for out in outs:
             array = out._value if boxed(out) else out
-            if not isinstance(array, (np.ndarray, np.floating, float)):
+            if not isinstance(array, (np.ndarray, np.generic, float)):
                 raise _wrong_output(fn, array)
             _check_float(fn, np.asarray(array).dtype.kind == "f", np.asarray(array).dtype)
         return outs
@@ -158,11 +158,13 @@ def mygrad(fn: Callable[..., Any]) -> Function:
 
         def pullback(douts: Sequence[np.ndarray]) -> Gradients:
             arguments, outs = run(inputs)
-            _check_dependence(fn, not all(out.constant for out in outs))
             loss = sum((out * d).sum() for out, d in zip(outs, douts, strict=True))
             loss.backward()
             found = [arguments[i].grad for i in positions]
-            return _placed(len(inputs), positions, [None if g is None else np.array(g) for g in found])
+            _check_dependence(fn, any(g is not None for g in found))
+            pairs = zip(positions, found, strict=True)
+            filled = [np.zeros_like(inputs[i]) if g is None else np.array(g) for i, g in pairs]
+            return _placed(len(inputs), positions, filled)
 
         return values, pullback
 
@@ -206,7 +208,7 @@ def _check_dependence(fn: Any, depends: bool) -> None:
         raise GradientError("gradcheck", problem, "Look for what detaches it: conversions to NumPy, constants")
 
 
-def _placed(count: int, positions: Sequence[int], found: Gradients) -> Gradients:
+def _placed(count: int, positions: Sequence[int], found: Sequence[np.ndarray]) -> Gradients:
     gradients: list[np.ndarray | None] = [None] * count
     for position, g in zip(positions, found, strict=True):
         gradients[position] = g

@@ -43,7 +43,8 @@ def attention_without_scale(right: Any, q: Any, k: Any, v: Any, bias: Any = None
     "forward",
     story="The queries were scaled when they were projected, and the scores are scaled again.",
     exercise="With D = 1 nobody notices. Which inputs does a test need, and what does it compare with?",
-    solution="D > 1 and the formula in plain loops, or any other implementation. No law relates two values of D.",
+    solution="D > 1 and the formula in plain loops, or any other implementation. No law relates two values of D; only "
+    "where the maps come from code of their own, as here, do they no longer reproduce the output (L14).",
     caught_by=[f"{_TESTS}test_attention_by_loops"],
 )
 def attention_scaled_twice(right: Any, q: Any, k: Any, v: Any, bias: Any = None, *, problem: Problem) -> Any:
@@ -130,7 +131,8 @@ def causal_upper_left(right: Any, q: Any, k: Any, v: Any, bias: Any = None, *, p
     "forward",
     story="A window of 4 is taken as 4 tokens besides the query's own; libraries differ in how they count.",
     exercise="L10, that a window of all tokens is none, holds. What has to be compared?",
-    solution="The cells: the rule in a loop, or the dense mask of the same window.",
+    solution="The cells: the rule in a loop, or the dense mask of the same window. Of the laws, L13: outputs lie among "
+    "the values that may be seen.",
     caught_by=[f"{_TESTS}test_positional_rules_by_loops"],
 )
 def window_one_wider(right: Any, q: Any, k: Any, v: Any, bias: Any = None, *, problem: Problem) -> Any:
@@ -218,9 +220,9 @@ def softmax_jacobian_without_row_sum(right: Any, douts: Any, saved: Any) -> Any:
     _ATTENTION,
     "backward",
     story="dV is made from the scores, because both have shape (T, S) and the weights had been freed.",
-    exercise="Which of the laws is about V alone?",
-    solution="L11: the output is linear in V, so <dout, out> = <dV, V>, which no longer holds. A gradient check finds "
-    "dV wrong, and nothing else.",
+    exercise="The output is linear in V (L11). Which equation between dout, out, dV and V follows?",
+    solution="<dout, out> = <dV, V>, and it no longer holds. A gradient check finds dV wrong and nothing else; of the "
+    "laws, those fail that look at gradients, as L1 (the future gets none).",
     caught_by=["tests/test_gradients.py::test_op[attention-0]"],
 )
 def dv_from_scores(right: Any, douts: Any, saved: Any) -> Any:

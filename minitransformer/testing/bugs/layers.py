@@ -230,8 +230,8 @@ def embedding_gradient_overwritten(right: Any, dout: Any, saved: Any) -> Any:
     "backward",
     story="Backward turns by the same angle as forward, because it calls forward.",
     exercise="At position 0 it is right. What is the transpose of a rotation?",
-    solution="The rotation back, by the negative angle. A gradient check at positions other than 0 sees it, and so "
-    "does backward(forward(x)), which must be x.",
+    solution="The rotation back, by the negative angle. A gradient check at positions other than 0 sees it, "
+    "the gradient in L17 (scores depend on distance only), and backward(forward(x)), which must be x.",
     caught_by=["tests/test_gradients.py::test_op[rope-0]"],
 )
 def rope_turned_on_in_backward(right: Any, dout: Any, saved: Any) -> Any:
