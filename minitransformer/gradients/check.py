@@ -52,7 +52,7 @@ def gradcheck(
     `method` "complex" takes f'(x) = Im f(x + ih) / h, exact to rounding, so that a float32 backward is held to
     float32's own accuracy; for functions that are not made for complex numbers, differences take its place and
     the report says why. "central" takes (f(x + h) - f(x - h)) / 2h with h = `eps`. `mode` "full" compares the
-    whole Jacobian, "directional" products with `directions` random vectors per input; None decides by size.
+    whole Jacobian, "directional" products with `directions` random vectors; None decides by size.
 
     A number passes within `rtol` (by dtype and method, 1e-12 to 5e-5) of the sum of the absolute values of its
     terms, plus `atol` (`rtol` times the largest output, at least 1). Elements on a kink, where the slopes to

@@ -43,12 +43,11 @@ class Problem(NamedTuple):
                     f"{name} has shape {array.shape}, expected {expected} for (B, H, T, S) = {(B, H, T, S)}",
                     "Make the problem with make_problem, for these arrays",
                 )
-        if self.mask is not None and (
-            self.mask.ndim > 4 or any(n not in (1, m) for n, m in zip(self.mask.shape[::-1], (S, T, H, B), strict=False))
-        ):
-            raise ShapeError(
-                "attention", f"mask has shape {self.mask.shape}, expected {(B, H, T, S)}", "Broadcast it to that"
-            )
+        if self.mask is not None:
+            sizes = zip(self.mask.shape[::-1], (S, T, H, B), strict=False)
+            if self.mask.ndim > 4 or any(n not in (1, full) for n, full in sizes):
+                problem = f"mask has shape {self.mask.shape}, expected {(B, H, T, S)}"
+                raise ShapeError("attention", problem, "Broadcast it to that")
         if self.documents is not None and T != S:
             raise ShapeError("attention", f"documents pack {S} tokens, there are {T} queries", "Give as many")
         lengths = self.key_lengths

@@ -199,7 +199,7 @@ def ours(backend: str | None = None, *, dtype: npt.DTypeLike = np.float64) -> At
     ) -> Any:
         if rope_positions is not None:
             q, k = (F.apply_rope(x, positions) for x, positions in zip((q, k), rope_positions, strict=True))
-        with random.scope(seed, 0), _threads(threads):
+        with random.scope(seed, 0), _threads(threads, get_num_threads, set_num_threads):
             if backend is None:
                 return F.scaled_dot_product_attention(q, k, v, **options)
             with use_backend(backend):
@@ -214,13 +214,17 @@ _OUR_BITS = ("L1", "L6", "L8", "L16", "L19", "L20")
 
 
 @contextmanager
-def _threads(n: int | None) -> Iterator[None]:
-    before = get_num_threads()
-    set_num_threads(before if n is None else n)
+def _threads(n: int | None, count: Callable[[], int], change: Callable[[int], None]) -> Iterator[None]:
+    """`n` threads inside, by the functions that tell and set their number; None changes nothing."""
+    if n is None:
+        yield
+        return
+    before = count()
+    change(n)
     try:
         yield
     finally:
-        set_num_threads(before)
+        change(before)
 
 
 def torch_sdpa(*, dtype: npt.DTypeLike = np.float64) -> Attention:
@@ -249,13 +253,9 @@ def torch_sdpa(*, dtype: npt.DTypeLike = np.float64) -> Attention:
             attn_mask = attn_mask & below if is_bool else attn_mask.masked_fill(~below, -package.inf)
             is_causal = False
         package.manual_seed(seed)  # inside a fork of the generator: see `functions.torch`
-        before = package.get_num_threads()
-        package.set_num_threads(threads or before)
-        try:
+        with _threads(threads, package.get_num_threads, package.set_num_threads):
             sdpa = package.nn.functional.scaled_dot_product_attention
             return sdpa(q, k, v, attn_mask, is_causal=is_causal, **options)
-        finally:
-            package.set_num_threads(before)
 
     supports = "additive_mask attn_mask cross dropout_p enable_gqa is_causal scale threads upper_left value_width"
     name = f"torch {package.__version__} scaled_dot_product_attention"
