@@ -209,7 +209,7 @@ def test_the_laws_over_torch(dtype: str) -> None:
     """All that apply, but for scores scaled by 0 or less under is_causal: -inf is scaled too."""
     import torch
 
-    before = torch.get_rng_state()
+    before, threads = torch.get_rng_state(), torch.get_num_threads()
     attention = adapters.torch_sdpa(dtype=dtype)
     report = check_laws(attention, [law for law in laws.ALL if law.name != "L13"], max_examples=4)
     assert report, report
@@ -218,7 +218,7 @@ def test_the_laws_over_torch(dtype: str) -> None:
     assert "is nan" in found.reason
     options = found.calls[-1][0].options
     assert options["is_causal"] and options["scale"] <= 0
-    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(torch.get_rng_state(), before) and torch.get_num_threads() == threads
 
 
 @pytest.mark.peers

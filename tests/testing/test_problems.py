@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -133,10 +134,12 @@ def test_a_failing_test_prints_the_smallest_problem_as_a_program() -> None:
     with pytest.raises(AssertionError) as caught:
         fails()
     note = "\n".join(caught.value.__notes__)
-    assert "<attention problem B=1 H=1 K=1 T=1 S=1 D=1 Dv=1 float64\n" in note
-    assert note.count("mt.Tensor(np.array([[[[0.0]]]]), requires_grad=True)") == 3
+    # With a causal mask in the lower right corner it takes two queries, with a length or a mask one.
+    assert re.search(r"<attention problem B=1 H=1 K=1 T=[12] S=1 D=1 Dv=1 float64\n", note)
+    assert note.count("mt.Tensor(np.array([[[[0.0]]]]), requires_grad=True)") >= 2
     (call,) = (line for line in note.splitlines() if line.startswith("out = "))
-    assert call.count(", ") == 3, call  # one option, the one that leaves the row empty
+    assert call.startswith("out = F.scaled_dot_product_attention(q, k, v, ")
+    assert call.count("=") <= 3  # no option besides those that leave a row empty
 
 
 def test_arrays_are_locked() -> None:
