@@ -116,7 +116,7 @@ class TrainStep:
         return loss
 
     def gradient_error(self, batches: Sequence[Batch], step: int) -> float:
-        """How far the gradient of the first shard is from the complex step, at the weights as they are: see `gradients`."""
+        """How far the gradient of the first shard is from the complex step, at the live weights: see `gradients`."""
         shard = self._shards(batches)[0]
 
         def compute() -> Tensor:

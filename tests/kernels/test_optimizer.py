@@ -119,7 +119,8 @@ def test_clipping_agrees_with_the_reference(given_: tuple[list[np.ndarray], int]
     (x,), _ = given_
     ours, theirs = x.copy(), x.copy()
     assert cpu.clip_(ours, max_norm) == pytest.approx(reference.clip_(theirs, max_norm), rel=1e-13, nan_ok=True)
-    np.testing.assert_allclose(ours, theirs, rtol=2 * np.finfo(x.dtype).eps)
+    kind = np.finfo(x.dtype)  # the norms are sums in another order: the factors differ by some roundings
+    np.testing.assert_allclose(ours, theirs, rtol=2 * kind.eps + 1e-13, atol=2 * float(kind.smallest_subnormal))
 
 
 def test_a_gradient_in_any_layout_is_read_and_not_written() -> None:
