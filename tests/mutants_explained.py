@@ -3,5 +3,77 @@
 from __future__ import annotations
 
 ROWS = "rows are (N, C), whose last axis is axis 1"
+ANY_NEGATIVE = "NumPy takes any negative size for -1"
 
-EXPLAINED: dict[tuple[str, str, str], str] = {}
+EXPLAINED: dict[tuple[str, str, str], str] = {
+    (
+        "kernels/attention/mods.py",
+        "flat = flat[np.argsort(scores.reshape(-1)[flat], kind='stable')]",
+        "flat = flat[np.argsort(scores.reshape(-2)[flat], kind='stable')]",
+    ): ANY_NEGATIVE,
+    (
+        "kernels/attention/mods.py",
+        "result = np.array(mod(*(x.reshape(-1)[0] if x.size == 1 else x.copy() for x in arguments), *buffers))",
+        "result = np.array(mod(*(x.reshape(-2)[0] if x.size == 1 else x.copy() for x in arguments), *buffers))",
+    ): ANY_NEGATIVE,
+    (
+        "kernels/attention/mods.py",
+        "flat = flat[np.linspace(0, flat.size - 1, min(flat.size, _SAMPLES)).astype(np.int64)]",
+        "flat = flat[np.linspace(0, flat.size - 2, min(flat.size, _SAMPLES)).astype(np.int64)]",
+    ): "which cells are looked at is no promise",
+    (
+        "kernels/attention/mods.py",
+        "noise = 64 * np.finfo(np.float64).eps * np.maximum(abs(low), abs(high)) / h",
+        "noise = 65 * np.finfo(np.float64).eps * np.maximum(abs(low), abs(high)) / h",
+    ): "a bound on rounding with room to spare",
+    (
+        "kernels/attention/reference.py",
+        "weights = scores - np.where(np.isneginf(lse.real), lse.dtype.type(0), lse)[..., None]",
+        "weights = scores - np.where(np.isneginf(lse.real), lse.dtype.type(1), lse)[..., None]",
+    ): "in a row without keys every score is -inf or masked, and so is -inf - 1",
+    (
+        "kernels/optimizer/cpu.py",
+        "if factor < 1:",
+        "if factor <= 1:",
+    ): "multiplying by 1 changes no bit",
+    (
+        "kernels/pointwise/reference.py",
+        "far = (size > 4) & (size <= 6)",
+        "far = (size > 4) & (size < 6)",
+    ): "erf(6) rounds to 1, which is what stands beyond",
+    (
+        "kernels/rowwise/reference.py",
+        "out = x - x.real.max(axis=-1, keepdims=True, initial=-np.inf)",
+        "out = x - x.real.max(axis=1, keepdims=True, initial=-np.inf)",
+    ): ROWS,
+    (
+        "kernels/rowwise/reference.py",
+        "rrms = 1 / np.sqrt(np.einsum('nc,nc->n', x, x) / x.shape[-1] + eps)",
+        "rrms = 1 / np.sqrt(np.einsum('nc,nc->n', x, x) / x.shape[1] + eps)",
+    ): ROWS,
+    (
+        "kernels/rowwise/reference.py",
+        "slope = np.einsum('nc,nc->n', dnormed, normed) / x.shape[-1]",
+        "slope = np.einsum('nc,nc->n', dnormed, normed) / x.shape[1]",
+    ): ROWS,
+    (
+        "ops/attention.py",
+        "if array.dtype == np.uint64 and array.size and (array.max() >= 2 ** 63):",
+        "if array.size and array.max() >= 2 ** 63:",
+    ): "no other integer type holds such a number",
+    (
+        "ops/loss.py",
+        "losses = np.where(positive, target * (np.log(np.where(positive, target, 1)) - input), 0 * target)",
+        "losses = np.where(positive, target * (np.log(np.where(positive, target, 2)) - input), 0 * target)",
+    ): "where the target is not positive the logarithm is not used",
+    (
+        "ops/shape.py",
+        "if sum(lengths) != length or min(lengths, default=0) < 0:",
+        "if sum(lengths) != length or min(lengths, default=1) < 0:",
+    ): "of no lengths, neither 0 nor 1 is negative",
+    (
+        "ops/shape.py",
+        "lengths = list(check_shape('split', sizes, least=-2 ** 63))",
+        "lengths = list(check_shape('split', sizes, least=-2 ** 64))",
+    ): "a negative length is refused in the next line",
+}

@@ -46,7 +46,9 @@ COPIED = (
 
 Stage = list[str]  # arguments of one run of pytest
 
-LAYERS: Stage = ["tests/ops/test_ops_layers.py"]
+LAYERS: Stage = ["tests/ops/test_ops_layers.py", "tests/ops/test_ops_edges.py"]
+TENSORS: Stage = ["tests/test_tensor_numpy.py", "tests/ops/test_ops_edges.py"]
+ATTENTION: Stage = ["tests/ops/test_ops_attention_refusals.py", "tests/ops/test_ops_edges.py"]
 GRADIENTS: Stage = ["tests/test_gradients.py"]
 MODELS: Stage = ["tests/nn", "tests/models/test_gpt.py", "tests/models/test_generate.py"]
 PEERS: Stage = ["tests/peers/test_ops_torch.py", "tests/peers/test_attention_torch.py"]
@@ -69,9 +71,9 @@ def of_ops(*words: str) -> Stage:
 # The tests of each file, the cheapest and likeliest first.
 STAGES: dict[str, list[Stage]] = {
     "ops/activation.py": [["tests/ops/test_ops_activation.py"], GRADIENTS, PEERS],
-    "ops/arithmetic.py": [["tests/test_tensor_numpy.py"], GRADIENTS, ["tests/test_tensor.py"], PEERS],
+    "ops/arithmetic.py": [TENSORS, GRADIENTS, ["tests/test_tensor.py"], PEERS],
     "ops/attention.py": [
-        ["tests/ops/test_ops_attention_refusals.py"],
+        ATTENTION,
         of_ops("attention"),
         ["tests/ops/test_ops_attention.py"],
         MODELS,
@@ -79,12 +81,12 @@ STAGES: dict[str, list[Stage]] = {
     ],
     "ops/dropout.py": [LAYERS, of_ops("dropout"), MODELS],
     "ops/embedding.py": [LAYERS, of_ops("embedding"), ["tests/models/test_gpt_messages.py"], MODELS],
-    "ops/linear.py": [LAYERS, of_ops("linear", "matmul", "einsum", "products"), PEERS],
+    "ops/linear.py": [LAYERS, of_ops("linear", "matmul", "einsum", "products"), TENSORS, PEERS],
     "ops/loss.py": [LAYERS, of_ops("loss", "kl_div", "cross_entropy"), ["tests/models/test_gpt.py"], PEERS],
     "ops/norm.py": [LAYERS, of_ops("norm"), PEERS],
     "ops/position.py": [LAYERS, of_ops("rope"), MODELS],
-    "ops/reduce.py": [["tests/test_tensor_numpy.py"], GRADIENTS, PEERS],
-    "ops/shape.py": [["tests/test_tensor_numpy.py"], GRADIENTS, PEERS],
+    "ops/reduce.py": [TENSORS, GRADIENTS, PEERS],
+    "ops/shape.py": [TENSORS, GRADIENTS, PEERS],
     "kernels/__init__.py": [["tests/test_kernels_dispatch.py"], GRADIENTS],
     "kernels/attention/mods.py": [
         ["tests/kernels/test_mods.py"],
@@ -92,7 +94,7 @@ STAGES: dict[str, list[Stage]] = {
         ["tests/ops/test_ops_attention.py"],
     ],
     "kernels/attention/problem.py": [
-        ["tests/ops/test_ops_attention_refusals.py"],
+        ATTENTION,
         of_ops("attention"),
         ["tests/ops/test_ops_attention.py", "tests/test_guard_pages.py", "tests/test_diagnose_files.py"],
     ],
@@ -127,6 +129,7 @@ class Task(NamedTuple):
 
 # Caught; survived, and why that is right is known; survived, which is a missing test; the tests did not run.
 VERDICTS = ("killed", "timeout", "explained", "survived", "broken")
+CAUGHT = VERDICTS[:2]
 
 
 class Result(NamedTuple):
@@ -272,27 +275,19 @@ def run(copies: list[Copy], tasks: list[Task], timeout: float) -> Iterator[Resul
         time.sleep(0.02)
 
 
-def shown(result: Result) -> str:
-    where = f"{result.task.file} {result.task.mutant}"
-    return f"{result.verdict:8} {result.seconds:5.1f} s  {where}" + (f"  by {result.by}" if result.by else "")
+def as_json(task: Task) -> dict[str, Any]:
+    assert task.mutant is not None
+    return {"file": task.file, **{k: v for k, v in task.mutant._asdict().items() if k != "source"}}
 
 
-NAMED_BY = ("file", "before", "after")  # what tells a mutant, wherever its line has moved to
+def named(record: dict[str, Any]) -> tuple[str, ...]:
+    """What tells a mutant, wherever its line has moved to."""
+    return record["file"], record["function"], record["before"], record["after"]
 
 
-def as_json(result: Result) -> dict[str, Any]:
-    mutant = result.task.mutant
-    assert mutant is not None
-    return {
-        "file": result.task.file,
-        "line": mutant.line,
-        "kind": mutant.kind,
-        "before": mutant.before,
-        "after": mutant.after,
-        "verdict": result.verdict,
-        "by": result.by,
-        "seconds": round(result.seconds, 2),
-    }
+def shown(record: dict[str, Any]) -> str:
+    what = "{verdict:9} {seconds:5.1f} s  {file}:{line} {kind}: `{before}` -> `{after}`".format(**record)
+    return what + (f"  by {record['by']}" if record["by"] else "")
 
 
 def main() -> int:
@@ -302,19 +297,19 @@ def main() -> int:
     parser.add_argument("--only", default="", metavar="TEXT", help="mutants of files with this in their path")
     parser.add_argument("--jobs", type=int, default=2, help="how many run at a time")
     parser.add_argument("--timeout", type=float, default=600, help="seconds after which a mutant counts as caught")
-    parser.add_argument("--json", type=Path, help="write the results into this file")
+    parser.add_argument("--json", type=Path, help="write the results into this file, after those it holds")
     parser.add_argument("--again", type=Path, metavar="JSON", help="the mutants that survived there, and no others")
     parser.add_argument("--list", action="store_true", help="show the mutants and run nothing")
     given = parser.parse_args()
     tasks = all_tasks(ROOT / "minitransformer", given.only)
+    records = json.loads(given.json.read_text(encoding="utf-8")) if given.json and given.json.exists() else []
     if given.again:
-        records = json.loads(given.again.read_text(encoding="utf-8"))
-        wanted = [
-            tuple(r[key] for key in NAMED_BY) for r in records if r["verdict"] in ("survived", "explained", "broken")
-        ]
-        tasks = [t for t in tasks if t.mutant is not None and (t.file, t.mutant.before, t.mutant.after) in wanted]
+        again = {named(r) for r in json.loads(given.again.read_text(encoding="utf-8")) if r["verdict"] not in CAUGHT}
+        tasks = [t for t in tasks if named(as_json(t)) in again]
     drawn = random.Random(given.seed).sample(tasks, min(given.count, len(tasks)))
     print(f"{len(drawn)} of {len(tasks)} mutants, seed {given.seed}")
+    known = {named(record) for record in records}
+    drawn = [task for task in drawn if named(as_json(task)) not in known]
     if given.list:
         for task in drawn:
             print(f"{task.file} {task.mutant}")
@@ -325,17 +320,17 @@ def main() -> int:
             if result.verdict != "survived":
                 print(f"without a mutant, {' '.join(result.task.stages[0])} does not pass: {result.by}")
                 return 2
-        results = []
         for result in run(copies, drawn, given.timeout):
-            results.append(result)
-            print(f"{len(results):4} {shown(result)}", flush=True)
+            outcome = {"verdict": result.verdict, "by": result.by, "seconds": round(result.seconds, 2)}
+            records.append({**as_json(result.task), **outcome})
+            print(f"{len(records):4} {shown(records[-1])}", flush=True)
             if given.json:
-                given.json.write_text(json.dumps([as_json(r) for r in results], indent=1), encoding="utf-8")
-    counts = {verdict: sum(r.verdict == verdict for r in results) for verdict in VERDICTS}
-    print(", ".join(f"{count} {verdict}" for verdict, count in counts.items()), f"of {len(results)}")
-    for result in results:
-        if result.verdict in VERDICTS[2:]:
-            print(shown(result))
+                given.json.write_text(json.dumps(records, indent=1), encoding="utf-8")
+    counts = {verdict: sum(r["verdict"] == verdict for r in records) for verdict in VERDICTS}
+    print(", ".join(f"{count} {verdict}" for verdict, count in counts.items()), f"of {len(records)}")
+    for record in records:
+        if record["verdict"] not in CAUGHT:
+            print(shown(record))
     return 1 if counts["survived"] or counts["broken"] else 0
 
 

@@ -90,8 +90,8 @@ def exercises() -> str:
         lines += [f"#### `{bug.name}`", "", bug.story, "", "```py"]
         for _, attribute, wrong in bug.patches:
             source = inspect.getsource(wrong)
-            lines += [f"# {attribute}", source[source.index("def ") :].rstrip(), ""]
-        lines[-1:] = ["```", "", f"*Exercise.* {bug.exercise}", "", "<details><summary>Solution</summary>", ""]
+            lines += [f"# {attribute}", source[source.index("def ") :].rstrip(), "", ""]
+        lines[-2:] = ["```", "", f"*Exercise.* {bug.exercise}", "", "<details><summary>Solution</summary>", ""]
         lines += [bug.solution, "", "Caught here by:", ""]
         lines += [*(f"- `{test}`" for test in bug.caught_by), "", "</details>", ""]
     return "\n".join(lines[:-1]) + "\n"

@@ -32,6 +32,7 @@ X = np.ones((1, 2, 3, 4))
         ),
         (lambda: F.apply_rope(X, 3), DTypeError, "apply_rope: positions are not integers"),
         (lambda: mt.stack([np.ones((1,) * 64)] * 2), ShapeError, "stack: the tensors have 64 axes"),
+        (lambda: mt.tensor(X).reshape(-2), ShapeError, r"reshape: a size in .* is outside -1 to 2\*\*63 - 1"),
         (lambda: mt.tensor(X).reshape(2**63), ShapeError, r"reshape: a size in .* is outside -1 to 2\*\*63 - 1"),
     ],
 )
@@ -51,3 +52,14 @@ def test_integers_to_the_power_of_integers_are_integers() -> None:
     assert (mt.tensor([2, 3]) ** 2).data.tolist() == [4, 9]
     assert (mt.tensor([2, 3]) ** 2).dtype == np.int64
     assert (mt.tensor([2, 4]) ** -1).data.tolist() == [0.5, 0.25]
+
+
+def test_a_bias_may_hold_a_1_beside_other_numbers() -> None:
+    bias = np.array([1.0, 0.5, 0.0])
+    weights = np.exp(bias) / np.exp(bias).sum()
+    out = F.scaled_dot_product_attention(X, X, np.arange(3.0).reshape(1, 1, 3, 1).repeat(2, 1), bias)
+    np.testing.assert_allclose(out.data, weights @ np.arange(3.0), rtol=1e-13)
+
+
+def test_alibi_slopes_between_powers_of_two() -> None:
+    assert F.alibi_slopes(6).tolist() == [2.0**-2, 2.0**-4, 2.0**-6, 2.0**-8, 2.0**-1, 2.0**-3]

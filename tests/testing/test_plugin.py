@@ -27,7 +27,7 @@ RUN = "import sys; sys.exit(pytest.main(sys.argv[1:]))"
 def run_pytest(folder: Path, *arguments: str, program: str = RUN, **environment: str) -> str:
     """What pytest prints in a folder of its own; the plugin is loaded as an installed one would be."""
     argv = [sys.executable, "-c", f"import pytest\n{program}", "-p", "minitransformer_pytest", "-p", "no:cacheprovider"]
-    env = ENVIRONMENT | environment
+    env = ENVIRONMENT | {"PYTEST_ADDOPTS": ""} | environment  # what our own run was told is not for this one
     run = subprocess.run([*argv, *arguments], env=env, cwd=folder, capture_output=True, encoding="utf-8")
     return run.stdout + run.stderr
 
