@@ -184,6 +184,15 @@ def test_a_caller_who_stops_early_leaves_nothing_running() -> None:
         assert list(workers.run([lambda: "usable"] * 3)) == ["usable"] * 3
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C raises, also where a shell started us in the background and had it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupted_caller_leaves_nothing_running() -> None:
     def interrupt_and_go_on() -> None:
         threading.Event().wait(0.1)  # time for the caller to block
