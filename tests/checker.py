@@ -80,7 +80,7 @@ def _check_empty(function: Function, inputs: tuple[np.ndarray, ...], given: Case
         assert not g.any(), f"{function.name}: a gradient out of nothing"
     problem = Problem(function, inputs, tuple(range(len(inputs))))
     run = manners.Run(inputs, outs, douts, pullback(douts))
-    assert list(manners.complaints(problem, douts, run, 1e-12)) == []
+    assert list(manners.complaints(problem, douts, run, 1e-12, 1e-12)) == []
 
 
 def _check_autograd(name: str, given: Case, wanted: tuple[int, ...]) -> None:

@@ -76,7 +76,7 @@ def test_what_is_right_passes(name: str, method: str, mode: str | None) -> None:
     assert report
     assert (report.method, report.kinks, report.notes) == (method, 0, [])
     assert report.mode == (mode or report.mode)
-    assert report.compared >= 8
+    assert report.compared >= 4
     assert report.worst < 1
 
 
@@ -245,10 +245,10 @@ MANNERS: dict[str, Op] = {
     "two runs give different gradients: backward depends on something else than its inputs": Op(
         "op", lambda x: (x * 1, None), lambda d, _: draws(d)
     ),
-    "it refuses read-only arrays with gaps, backwards in memory (ValueError: output array is read-only)": Op(
+    "it refuses read-only arrays in Fortran's order, with gaps, backwards, (ValueError: output array is read-only)": Op(
         "op", lambda x: (x.__iadd__(0) * 1, None), lambda d, _: (d * 1,)
     ),
-    "read-only arrays with gaps, backwards in memory give other outputs": Op(
+    "read-only arrays in Fortran's order, with gaps, backwards, give other outputs": Op(
         "op",
         lambda x: (np.frombuffer(x.base if x.base is not None else x).reshape(-1)[: x.size] * 1.0, None),
         lambda d, _: (d * 1,),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,8 +10,10 @@ import numpy as np
 from minitransformer.errors import MiniTransformerError
 from minitransformer.gradients.function import Problem, copies
 
+_FACTOR = 128.0  # a power of two: multiplying by it rounds nothing
 # What functions raise for arrays that are locked or laid out in another way.
 _REFUSALS = (MiniTransformerError, TypeError, ValueError, RuntimeError)
+_STRIDED = "read-only arrays in Fortran's order, with gaps, backwards,"
 
 
 class Run(NamedTuple):
@@ -23,14 +25,21 @@ class Run(NamedTuple):
     gradients: Sequence[Any]
 
 
-def complaints(problem: Problem, douts: Sequence[np.ndarray], run: Run, tolerance: float) -> Iterator[str]:
+def complaints(
+    problem: Problem, douts: Sequence[np.ndarray], run: Run, tolerance: float, atol: float | None
+) -> Iterator[str]:
     """What the function of `problem` does that it should not; nothing if it behaves.
 
-    `run` was given copies of the problem's inputs and of `douts`.
+    `run` was given copies of the problem's inputs and of `douts`. `tolerance` is how far results may differ in
+    another layout, `atol` the absolute part of what a gradient may be wrong by,
+    None if they are not to be held to be linear.
     """
     function = problem.function
     again_outs, again = function.pull(*copies(problem.inputs))
-    gradients, once_more = again(copies(douts)), again(copies(douts))
+    gradients, scaled = again(copies(douts)), again([_FACTOR * d for d in douts])
+    # One backward for two questions: as a rule the bits agree.
+    scales = all(g is None or _same(s, _FACTOR * g) for s, g in zip(scaled, gradients, strict=True))
+    once_more = gradients if scales else again(copies(douts))
     inputs, outs, given, first = run
     for name, x, before in zip(function.names, inputs, problem.inputs, strict=False):
         if isinstance(x, np.ndarray) and not _same(x, before):
@@ -44,10 +53,20 @@ def complaints(problem: Problem, douts: Sequence[np.ndarray], run: Run, toleranc
         yield "two runs give different gradients: backward depends on something else than its inputs"
     elif not all(map(_same, gradients, once_more)):
         yield "a second backward of the same forward gives other gradients: the first one changed what was saved"
+    elif not scales and atol is not None:
+        yield from _nonlinear(problem, gradients, scaled, atol)
     if function.in_place:
         yield from _aliases(problem, first, (("an upstream gradient", given), ("an input", inputs)))
-        for layout in (_strided, _fortran):
-            yield from _layout(problem, douts, layout, outs, first, tolerance)
+        yield from _layout(problem, douts, outs, first, tolerance)
+
+
+def _nonlinear(problem: Problem, gradients: Sequence[Any], scaled: Sequence[Any], atol: float) -> Iterator[str]:
+    """Many times the upstream gradient gives as many times the gradient: nothing in between is clipped."""
+    for position in problem.wanted:
+        g, s = gradients[position], scaled[position]
+        slack = _FACTOR * atol + 0.1 * float(abs(g).max(initial=0.0))
+        if not np.allclose(s, _FACTOR * g, rtol=1e-3, atol=slack):
+            yield f"the gradient of {problem.function.names[position]} is not linear in the upstream gradient"
 
 
 def _aliases(problem: Problem, gradients: Sequence[Any], others: Any) -> Iterator[str]:
@@ -66,39 +85,31 @@ def _aliases(problem: Problem, gradients: Sequence[Any], others: Any) -> Iterato
 def _layout(
     problem: Problem,
     douts: Sequence[np.ndarray],
-    layout: Callable[[np.ndarray], np.ndarray],
     outs: Sequence[np.ndarray],
     gradients: Sequence[Any],
     tolerance: float,
 ) -> Iterator[str]:
     """The same numbers in another layout must give the same results, up to rounding."""
-    what = (layout.__doc__ or "").partition(".")[0].lower()
     try:
-        inputs = tuple(layout(x) if isinstance(x, np.ndarray) else x for x in problem.inputs)
+        inputs = tuple(_strided(x) if isinstance(x, np.ndarray) else x for x in problem.inputs)
         other_outs, pullback = problem.function.pull(*inputs)
-        other = pullback([layout(d) for d in douts])
+        other = pullback([_strided(d) for d in douts])
     except _REFUSALS as error:
-        yield f"it refuses {what} ({type(error).__name__}: {error})"
+        yield f"it refuses {_STRIDED} ({type(error).__name__}: {error})"
         return
     if not all(_close(a, b, tolerance) for a, b in zip(other_outs, outs, strict=True)):
-        yield f"{what} give other outputs"
+        yield f"{_STRIDED} give other outputs"
     elif not all(_close(a, b, tolerance) for a, b in zip(other, gradients, strict=True)):
-        yield f"{what} give other gradients"
+        yield f"{_STRIDED} give other gradients"
 
 
 def _strided(x: np.ndarray) -> np.ndarray:
-    """Read-only arrays with gaps, backwards in memory."""
-    view = x.copy()
-    if x.ndim:
-        view = np.full((*x.shape[:-1], 2 * x.shape[-1]), 77).astype(x.dtype)[..., ::-2]
+    """`x` in another layout, the one of `_STRIDED`."""
+    if x.ndim == 0:
+        view = x.copy()
+    else:
+        view = np.full((2 * x.shape[-1], *x.shape[-2::-1]), 77).astype(x.dtype)[::-2].T
         view[...] = x
-    view.flags.writeable = False
-    return view
-
-
-def _fortran(x: np.ndarray) -> np.ndarray:
-    """Read-only arrays in Fortran's order."""
-    view = x.copy("F")
     view.flags.writeable = False
     return view
 
@@ -112,5 +123,9 @@ def _same(a: Any, b: Any) -> bool:
 def _close(a: Any, b: Any, tolerance: float) -> bool:
     if a is None or b is None:
         return a is b
-    scale = float(np.max(abs(b), where=np.isfinite(b), initial=1.0)) if b.size else 1.0
-    return a.shape == b.shape and bool(np.allclose(a, b, rtol=tolerance, atol=tolerance * scale, equal_nan=True))
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    if np.array_equal(a, b):  # as a rule, and much cheaper to find out
+        return True
+    scale = float(np.max(abs(b), where=np.isfinite(b), initial=1.0))
+    return bool(np.allclose(a, b, rtol=tolerance, atol=tolerance * scale, equal_nan=True))

@@ -38,10 +38,15 @@ class Numeric:
         self.function: Function = problem.function
         self.wanted = problem.wanted
         self.inputs: Arrays = tuple(_double(x) for x in problem.inputs)
+        # All that are wanted, whichever moves: a buffer made like one input must hold what comes of another.
+        self.complex_inputs: Arrays = tuple(
+            x.astype(np.complex128) if i in self.wanted else x for i, x in enumerate(self.inputs)
+        )
         self.eps = eps
         dtypes = {x.dtype for x in problem.inputs if isinstance(x, np.ndarray) and x.dtype.kind == "f"}
         self.outs = self._at({}, 0) if outs is None or dtypes != {np.dtype(np.float64)} else tuple(outs)
         self.counted = tuple(np.isfinite(out) for out in self.outs)  # the others must stay as they are
+        self.all_counted = all(counted.all() for counted in self.counted)
         self.precision = "float64" if all(out.dtype == np.float64 for out in self.outs) else "float32"
         self.method = method if self.function.takes_complex else "central"
         self.reason: str | None = None
@@ -58,25 +63,30 @@ class Numeric:
     def _complex(self, direction: Direction) -> list[np.ndarray]:
         h = self.eps or COMPLEX_STEP
         stepped = self._at(direction, 1j * h)
-        return [np.where(counted, out.imag / h, 0.0) for out, counted in zip(stepped, self.counted, strict=True)]
+        return self._slopes([out.imag / h for out in stepped])
+
+    def _slopes(self, slopes: list[np.ndarray]) -> list[np.ndarray]:
+        """`slopes` with 0 where the output is not finite."""
+        if self.all_counted:
+            return slopes
+        return [np.where(counted, s, 0.0) for s, counted in zip(slopes, self.counted, strict=True)]
 
     def sides(self, direction: Direction, stretch: float = 1.0) -> Sides:
         """The slopes of every output to the left and to the right, with steps of the usual length times `stretch`."""
         h = self._step(direction) * stretch
         low, high = self._at(direction, -h), self._at(direction, h)
-        left, right, noise = [], [], 0.0
+        noise = 0.0
         for a, m, b, counted in zip(low, self.outs, high, self.counted, strict=True):
             if not (np.isfinite(a) & np.isfinite(b))[counted].all():
                 names = ", ".join(self.function.names[position] for position in direction)
                 problem = f"{self.function.name} is finite at {names}, and not {h:g} beside it"
                 fix = "Move the inputs away from poles and from the edges of the domain"
                 raise GradientError("gradcheck", problem, fix)
-            with np.errstate(invalid="ignore"):
-                left.append(np.where(counted, (m - a) / h, 0.0))
-                right.append(np.where(counted, (b - m) / h, 0.0))
             eps = float(np.finfo(a.dtype).eps)  # of float32, where the function casts
-            largest = float(np.max(np.where(counted, abs(m), 0.0), initial=1.0))
-            noise = max(noise, 8 * eps * largest / h)
+            noise = max(noise, 8 * eps * float(np.max(abs(m), where=counted, initial=1.0)) / h)
+        with np.errstate(invalid="ignore"):
+            left = self._slopes([(m - a) / h for a, m in zip(low, self.outs, strict=True)])
+            right = self._slopes([(b - m) / h for b, m in zip(high, self.outs, strict=True)])
         return Sides(left, right, noise)
 
     def kink(self, direction: Direction, douts: list[np.ndarray]) -> tuple[float, float] | None:
@@ -101,12 +111,9 @@ class Numeric:
         return DIFFERENCE[self.precision] * scale / max(length, 1.0)
 
     def _at(self, direction: Direction, h: complex) -> Arrays:
-        inputs = copies(self.inputs)
-        if isinstance(h, complex):  # all of them: a buffer made like one input must hold what comes of another
-            for position in self.wanted:
-                inputs[position] = inputs[position].astype(np.complex128)
+        inputs = copies(self.complex_inputs if isinstance(h, complex) else self.inputs)
         for position, v in direction.items():
-            inputs[position] = np.asarray(inputs[position] + h * v)
+            inputs[position] += h * v
         with use_backend("reference"):
             return tuple(np.asarray(out) for out in self.function.value(*inputs))
 
@@ -173,9 +180,12 @@ class Contraction(NamedTuple):
     size: float
 
 
-def contract(douts: list[np.ndarray], slopes: list[np.ndarray]) -> Contraction:
-    terms = [d * s for d, s in zip(douts, slopes, strict=True)]
-    return Contraction(float(sum(t.sum() for t in terms)), float(sum(abs(t).sum() for t in terms)))
+def contract(douts: Sequence[np.ndarray], slopes: Sequence[np.ndarray]) -> Contraction:
+    value = size = 0.0
+    for d, s in zip(douts, slopes, strict=True):
+        value += float(d.ravel() @ s.ravel())
+        size += float(abs(d).ravel() @ abs(s).ravel())
+    return Contraction(value, size)
 
 
 def _double(x: Any) -> Any:
@@ -189,14 +199,14 @@ def balanced(gradients: Direction, rng: np.random.Generator) -> Direction:
     sizes = {position: _size(g) for position, g in gradients.items()}
     largest = max(sizes.values(), default=0.0)
     return {
-        position: rng.standard_normal(g.shape) * (min(largest / sizes[position], _LONGEST) if sizes[position] else 1.0)
-        for position, g in gradients.items()
+        position: rng.standard_normal(gradients[position].shape) * (min(largest / size, _LONGEST) if size else 1.0)
+        for position, size in sizes.items()
     }
 
 
 def _size(g: np.ndarray) -> float:
     """The root mean square; 0 if there is nothing, or if it is not finite."""
-    size = float(np.sqrt(np.mean(g * g))) if g.size else 0.0
+    size = math.sqrt(g.ravel() @ g.ravel() / g.size) if g.size else 0.0
     return size if math.isfinite(size) else 0.0
 
 
