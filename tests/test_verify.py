@@ -51,6 +51,32 @@ def test_a_wrong_gradient_is_status_1(capsys: pytest.CaptureFixture[str], monkey
     assert out.splitlines()[-1] == "2 of 4 checks passed"
 
 
+def test_an_op_of_which_nothing_can_be_compared_is_status_1(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(CALLS, "relu", lambda rng: ([np.full(3, np.nan)], {}))
+    status, out, _ = run(capsys, "gradcheck", "relu", "--calls", "2")
+    assert status == 1
+    assert "relu is NaN at these inputs" in out
+
+
+def test_a_call_with_nothing_to_compare_is_drawn_again(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(CALLS, "sin", lambda rng: ([rng.choice([np.nan, 0.5], 1)], {}))
+    status, out, _ = run(capsys, "gradcheck", "sin", "--calls", "40")
+    assert status == 0
+    assert " drawn again" in out
+
+
+@pytest.mark.thorough
+def test_no_false_alarm_in_ten_thousand_calls(capsys: pytest.CaptureFixture[str]) -> None:
+    calls = -(-10_000 // (2 * len(CALLS)))
+    status, out, _ = run(capsys, "gradcheck", "--calls", str(calls), "--seed", "7")
+    print(out)
+    assert status == 0
+
+
 def test_all_of_it(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     file = tmp_path / "certificate.json"
     status, out, _ = run(capsys, "verify", "--examples", "2", "--json", str(file))

@@ -40,8 +40,10 @@ def positive(rng: np.random.Generator) -> Inputs:
 
 
 def tied(rng: np.random.Generator) -> Inputs:
-    """Few different values, 0 among them: kinks and ties."""
-    return [rng.integers(-2, 3, some(rng, 2)).astype(float)], {}
+    """Few different values, 0 among them: kinks and ties, but not everywhere, which would leave nothing to check."""
+    x = rng.integers(-2, 3, some(rng, 2)).astype(float)
+    x.flat[0] = 2
+    return [x], {}
 
 
 def operands(rng: np.random.Generator) -> Inputs:
@@ -49,7 +51,9 @@ def operands(rng: np.random.Generator) -> Inputs:
 
 
 def tied_operands(rng: np.random.Generator) -> Inputs:
-    return [rng.integers(-1, 2, shape).astype(float) for shape in pair(rng)], {}
+    a, b = (rng.integers(-1, 2, shape).astype(float) for shape in pair(rng))
+    a.flat[0] = 2
+    return [a, b], {}
 
 
 def powers(rng: np.random.Generator) -> Inputs:
@@ -105,7 +109,10 @@ def reduced(draw: Callable[..., np.ndarray]) -> Callable[[np.random.Generator], 
 
 
 def few(rng: np.random.Generator, shape: list[int]) -> np.ndarray:
-    return rng.integers(0, 3, shape).astype(float)
+    """Ties, and one element above and one below all others."""
+    x = rng.integers(0, 3, shape).astype(float)
+    x.flat[0], x.flat[-1] = -1, 3
+    return x
 
 
 def products(rng: np.random.Generator) -> Inputs:
