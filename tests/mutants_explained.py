@@ -76,4 +76,39 @@ EXPLAINED: dict[tuple[str, str, str], str] = {
         "lengths = list(check_shape('split', sizes, least=-2 ** 63))",
         "lengths = list(check_shape('split', sizes, least=-2 ** 64))",
     ): "a negative length is refused in the next line",
+    (
+        "ops/loss.py",
+        "rows, flat, valid = (as_rows(logits), targets.reshape(-1), valid.reshape(-1))",
+        "rows, flat, valid = (as_rows(logits), targets.reshape(-2), valid.reshape(-1))",
+    ): ANY_NEGATIVE,
+    (
+        "ops/loss.py",
+        "slope = np.where(positive, np.log(np.where(positive, target, 1)) + 1 - input, 0)",
+        "slope = np.where(positive, np.log(np.where(positive, target, 2)) + 1 - input, 0)",
+    ): "where the target is not positive the logarithm is not used",
+    (
+        "kernels/pointwise/reference.py",
+        "far = (size > 4) & (size <= 6)",
+        "far = (size > 4) & (size <= 7)",
+    ): "erf is 1 to rounding between 6 and 7 too",
+    (
+        "kernels/pointwise/reference.py",
+        "far = (size > 4) & (size <= 6)",
+        "far = (size >= 4) & (size <= 6)",
+    ): "both formulas hold at 4",
+    (
+        "kernels/pointwise/reference.py",
+        "out = sign * np.where(np.isnan(size), y, 1)",
+        "out = sign / np.where(np.isnan(size), y, 1)",
+    ): "the sign by 1, or by NaN, is the same either way",
+    (
+        "kernels/attention/reference.py",
+        "top = np.where(np.isneginf(top), top.dtype.type(0), top)",
+        "top = np.where(np.isneginf(top), top.dtype.type(1), top)",
+    ): "in a row without keys every score is -inf, and so is -inf - 1",
+    (
+        "kernels/optimizer/cpu.py",
+        "if factor < 1:",
+        "if factor < 2:",
+    ): "the factor is at most 1, and multiplying by 1 changes no bit",
 }
