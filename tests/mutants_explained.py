@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 ROWS = "rows are (N, C), whose last axis is axis 1"
+EVIDENCE = "how far apart differences may be to count as evidence is no promise"
 ANY_NEGATIVE = "NumPy takes any negative size for -1"
 
 EXPLAINED: dict[tuple[str, str, str], str] = {
@@ -111,4 +112,39 @@ EXPLAINED: dict[tuple[str, str, str], str] = {
         "if factor < 1:",
         "if factor < 2:",
     ): "the factor is at most 1, and multiplying by 1 changes no bit",
+    (
+        "kernels/attention/mods.py",
+        "smooth = abs(right - left) <= 0.01 * np.maximum(abs(left), abs(right)) + noise",
+        "smooth = abs(right - left) <= 0.01 / np.maximum(abs(left), abs(right)) + noise",
+    ): EVIDENCE,
+    (
+        "kernels/attention/mods.py",
+        "smooth = abs(right - left) <= 0.01 * np.maximum(abs(left), abs(right)) + noise",
+        "smooth = abs(right - left) <= 0.01 + noise",
+    ): EVIDENCE,
+    (
+        "kernels/attention/mods.py",
+        "h = 1e-06 * np.maximum(1, abs(x))",
+        "h = 1e-06",
+    ): EVIDENCE,
+    (
+        "kernels/optimizer/reference.py",
+        "if factor < 1:",
+        "if factor <= 1:",
+    ): "multiplying by 1 changes no bit",
+    (
+        "kernels/optimizer/reference.py",
+        "for part, _ in _parts(flat.size, 0):",
+        "for part, _ in _parts(flat.size, 1):",
+    ): "a sum in other parts is the same to rounding",
+    (
+        "kernels/optimizer/cpu.py",
+        "_adam(*arrays, 1.0 - lr * weight_decay if decays else 1.0, 0.0, False, *numbers)",
+        "_adam(*arrays, 1.0 - lr * weight_decay if decays else 1.0, 1.0, False, *numbers)",
+    ): "the number is not used where decays is False",
+    (
+        "kernels/rowwise/reference.py",
+        "rstd = 1 / np.sqrt(np.einsum('nc,nc->n', out, out) / x.shape[-1] + eps)",
+        "rstd = 1 / np.sqrt(np.einsum('nc,nc->n', out, out) / x.shape[1] + eps)",
+    ): ROWS,
 }

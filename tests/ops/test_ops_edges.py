@@ -11,7 +11,9 @@ import pytest
 import minitransformer as mt
 import minitransformer.functional as F
 from minitransformer.autograd import OPS
-from minitransformer.errors import ConfigError, DTypeError, RangeError, ShapeError
+from minitransformer.errors import ConfigError, DTypeError, GradientError, RangeError, ShapeError
+from minitransformer.kernels.attention.mods import score_derivative
+from minitransformer.kernels.attention.problem import Problem
 from minitransformer.kernels.optimizer.reference import adam_step, sgd_step
 
 X = np.ones((1, 2, 3, 4))
@@ -49,6 +51,23 @@ X = np.ones((1, 2, 3, 4))
             ShapeError,
             r"cross_entropy: target has shape \(\), expected \(\) for input \(\)",
         ),
+        (
+            lambda: F.scaled_dot_product_attention(X, X, X, key_lengths=[-1]),
+            RangeError,
+            r"key_lengths are \[-1\], expected 0 to 3",
+        ),
+        (
+            lambda: F.scaled_dot_product_attention(X, X, X, alibi_slopes=[np.nan, 1]),
+            DTypeError,
+            "alibi_slopes are float64, expected finite real numbers",
+        ),
+        (
+            lambda: Problem(1.0, np.zeros(1, np.int64), mask=np.ones((2, 3), bool)).check(1, 2, 3, 3),
+            ShapeError,
+            r"mask has shape \(2, 3\), expected \(1, 2, 3, 3\)",
+        ),
+        (lambda: OPS["matmul"](2.0, X), ShapeError, "matmul: "),
+        (lambda: OPS["add"](None, X), DTypeError, "add: "),
         (lambda: OPS["reshape"](X, shape=24.0), DTypeError, "reshape: got 24.0, expected a tuple of integers"),
         (lambda: mt.tensor(X).reshape(-2), ShapeError, r"reshape: a size in .* is outside -1 to 2\*\*63 - 1"),
         (lambda: mt.tensor(X).reshape(2**63), ShapeError, r"reshape: a size in .* is outside -1 to 2\*\*63 - 1"),
@@ -80,6 +99,7 @@ def test_a_bias_may_hold_a_1_beside_other_numbers() -> None:
 
 
 def test_alibi_slopes_between_powers_of_two() -> None:
+    assert F.alibi_slopes(7).tolist() == [2.0**-2, 2.0**-4, 2.0**-6, 2.0**-8, 2.0**-1, 2.0**-3, 2.0**-5]
     assert F.alibi_slopes(6).tolist() == [2.0**-2, 2.0**-4, 2.0**-6, 2.0**-8, 2.0**-1, 2.0**-3]
 
 
@@ -120,6 +140,25 @@ def test_a_float64_weight_makes_a_float64_norm() -> None:
     out = F.layer_norm(x, 4, np.array([1, 1 + 1e-12, 1, 1]))
     assert out.dtype == np.float64
     assert out.data[1, 1] != F.layer_norm(x, 4).data[1, 1]
+
+
+def test_a_float64_bias_makes_a_float64_product() -> None:
+    x, weight = np.ones((2, 3), np.float32), np.ones((1, 3), np.float32)
+    out = F.linear(x, weight, np.array([1e-12]))
+    assert out.dtype == np.float64
+    assert (out.data == 3 + 1e-12).all()
+
+
+def test_the_slope_of_the_absolute_value_at_0_is_0() -> None:
+    x = mt.tensor([0.0, -2.0], requires_grad=True)
+    OPS["absolute"](x).sum().backward()
+    assert x.grad.tolist() == [0, -1]
+
+
+def test_a_derivative_wrong_between_the_lowest_and_the_highest_scores_is_found() -> None:
+    scores = np.linspace(-2, 2, 41).reshape(1, 1, 1, 41)
+    with pytest.raises(GradientError, match="the complex step of <lambda> gives the derivative"):
+        score_derivative(lambda s, b, h, q, k: np.where(abs(s.real) < 1, abs(s) * 2, s), scores)
 
 
 def test_without_decay_an_infinite_parameter_stays_infinite() -> None:
