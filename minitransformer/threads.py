@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import Context, ContextVar, copy_context
 from importlib import import_module
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from minitransformer.errors import ConfigError
@@ -257,3 +258,44 @@ class Workers:
     def _refuse_if_closed(self) -> None:
         if self._closed:
             raise ConfigError("Workers", "the pool is closed", "Use it inside its `with` block")
+
+
+# --- one call on several threads -------------------------------------------------------------------------
+
+_helpers: ThreadPoolExecutor | None = None
+_helpers_of = 0  # the process whose threads those are
+
+
+def split(count: int, function: Callable[[int, int], object]) -> None:
+    """Call function(first, last) for slices that together are 0 to `count`, on as many threads as there may be.
+
+    For kernels, which release the interpreter's lock; the slices must write to places of their own, so that
+    their number changes no bit. A task of `Workers` has no threads beside its own and calls it once. What a
+    slice raises is raised here, after all have ended.
+    """
+    slices = 1 if _pool_of_this_task.get() is not None else min(get_num_threads(), count)
+    if slices <= 1:
+        function(0, count)
+        return
+    edges = [count * i // slices for i in range(slices + 1)]
+    pool = _helper_threads()
+    others = [pool.submit(function, first, last) for first, last in pairwise(edges[1:])]
+    try:
+        function(0, edges[1])
+    finally:
+        from concurrent.futures import wait
+
+        wait(others)  # they write into arrays that the caller is about to read, or to give up
+    for other in others:
+        other.result()
+
+
+def _helper_threads() -> ThreadPoolExecutor:
+    """Threads, started when first needed, that wait between calls: starting one costs more than a small kernel."""
+    global _helpers, _helpers_of
+    with _blas_lock:
+        if _helpers is None or _helpers_of != os.getpid():
+            from concurrent.futures import ThreadPoolExecutor
+
+            _helpers, _helpers_of = ThreadPoolExecutor(256, "minitransformer-kernel"), os.getpid()
+        return _helpers

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,146 +10,20 @@ import numpy as np
 from minitransformer import functional as F
 from minitransformer import random
 from minitransformer.autograd import Tensor, as_array
-from minitransformer.checks import check_choice, check_flag, check_size, shown
+from minitransformer.checks import check_size, shown
 from minitransformer.errors import AllocationError, ConfigError, DTypeError, RangeError, ShapeError
 from minitransformer.generate import generate
 from minitransformer.memory import total_memory
-from minitransformer.models.base import Config, Model, ModelOutput
-from minitransformer.nn.attention import MultiHeadAttention
+from minitransformer.models.base import Model, ModelOutput
+from minitransformer.models.gpt_block import GPTBlock, norm_of
+from minitransformer.models.gpt_config import GPTConfig
 from minitransformer.nn.dropout import Dropout
 from minitransformer.nn.embedding import Embedding
-from minitransformer.nn.feed_forward import FeedForward
 from minitransformer.nn.kv_cache import KVCache
 from minitransformer.nn.linear import Linear
-from minitransformer.nn.module import Module
-from minitransformer.nn.norm import LayerNorm, RMSNorm
-from minitransformer.ops.dropout import check_rate
 from minitransformer.ops.loss import check_targets
 
-_CHOICES = {
-    "positions": ("learned", "sinusoidal", "rope", "alibi", None),
-    "norm": ("layer", "rms"),
-    "ffn": ("gelu", "relu", "swiglu"),
-    "attention": ("full", "window"),
-}
-_MOST = {"n_layer": 10_000}  # no model has more; the other sizes end at 2**31 - 1
 INIT_STD = 0.02  # of all weights; residual projections are scaled down by the number of residual sums
-
-
-@dataclass(frozen=True)
-class GPTConfig(Config):
-    """The shape of a GPT; the defaults are GPT-2's smallest.
-
-    `positions` is "learned", "sinusoidal", "rope", "alibi" or None, `norm` "layer" or "rms", `ffn` "gelu" (the
-    tanh form), "relu" or "swiglu", `attention` "full" or "window". `block_size` is the longest sequence with
-    learned or sinusoidal positions, and how far back a token sees with the others. `tie_weights` uses the token
-    embedding as output matrix; `bias` is for all linear layers and layer norms.
-
-    `n_inner` is the feed-forward width: 4 n_embd, or 8/3 n_embd up to a multiple of 8 for "swiglu", which
-    has three matrices instead of two. `n_kv_head` < n_head shares keys and values. With
-    attention="window" each token sees itself and the `window - 1` before it.
-    """
-
-    vocab_size: int = 50257
-    block_size: int = 1024
-    n_layer: int = 12
-    n_head: int = 12
-    n_embd: int = 768
-    n_kv_head: int | None = None
-    n_inner: int | None = None
-    dropout: float = 0.0
-    bias: bool = True
-    positions: str | None = "learned"
-    norm: str = "layer"
-    ffn: str = "gelu"
-    attention: str = "full"
-    window: int | None = None
-    tie_weights: bool = True
-
-    def __post_init__(self) -> None:
-        sizes = ("vocab_size", "block_size", "n_layer", "n_head", "n_embd")
-        for name in (*sizes, "n_kv_head", "n_inner", "window"):
-            if name in sizes or getattr(self, name) is not None:
-                value, most = getattr(self, name), _MOST.get(name, 2**31 - 1)
-                check_size("GPTConfig", **{name: value})
-                if value > most:
-                    problem = f"{name} is {value}, expected at most {most}"
-                    raise ConfigError("GPTConfig", problem, "Pass a smaller number")
-                object.__setattr__(self, name, int(value))  # a NumPy integer has no JSON
-        object.__setattr__(self, "dropout", check_rate("GPTConfig", self.dropout))
-        for name in ("bias", "tie_weights"):
-            check_flag("GPTConfig", name, getattr(self, name))
-        for name, choices in _CHOICES.items():
-            check_choice("GPTConfig", name, getattr(self, name), choices)
-        if self.n_embd % self.n_head:
-            raise ConfigError(
-                "GPTConfig",
-                f"n_embd {self.n_embd} is not divisible by n_head {self.n_head}",
-                "Choose a number of heads that divides the width",
-            )
-        if self.n_kv_head is not None and self.n_head % self.n_kv_head:
-            raise ConfigError(
-                "GPTConfig",
-                f"n_head {self.n_head} is not divisible by n_kv_head {self.n_kv_head}",
-                "Choose a number of key heads that divides n_head",
-            )
-        if self.positions == "rope" and (self.n_embd // self.n_head) % 2:
-            raise ConfigError(
-                "GPTConfig",
-                f"rope needs an even head width, n_embd / n_head is {self.n_embd // self.n_head}",
-                "Change n_embd or n_head",
-            )
-        if (self.attention == "window") != (self.window is not None):
-            raise ConfigError(
-                "GPTConfig",
-                f"attention is {self.attention!r} with window {self.window}",
-                "Set attention='window' and window=N together",
-            )
-
-    @property
-    def inner_width(self) -> int:
-        """The feed-forward width F."""
-        if self.n_inner is not None:
-            return self.n_inner
-        return 8 * math.ceil(self.n_embd / 3) if self.ffn == "swiglu" else 4 * self.n_embd
-
-    @property
-    def num_parameters(self) -> int:
-        """How many numbers the parameters of the model hold."""
-        C, F, V = self.n_embd, self.inner_width, self.vocab_size
-        rows = 2 * C // self.n_head * (self.n_kv_head or self.n_head) + C  # of keys and values, and queries
-        up = 2 * F if self.ffn == "swiglu" else F
-        block = (rows + C + up) * C + F * C + self.bias * (rows + C + up + C)
-        norm = C if self.norm == "rms" or not self.bias else 2 * C
-        tables = V * (1 if self.tie_weights else 2) + (self.block_size if self.positions == "learned" else 0)
-        return self.n_layer * (block + 2 * norm) + norm + tables * C
-
-    @property
-    def slides(self) -> bool:
-        """Whether sequences may be longer than block_size, each token looking back on the last block_size."""
-        return self.positions in ("rope", "alibi", None)
-
-
-def _norm(config: GPTConfig) -> Module:
-    return RMSNorm(config.n_embd) if config.norm == "rms" else LayerNorm(config.n_embd, bias=config.bias)
-
-
-class GPTBlock(Module):
-    """x + attention(norm(x)), then x + feed_forward(norm(x))."""
-
-    def __init__(self, config: GPTConfig) -> None:
-        C = config.n_embd
-        self.norm1 = _norm(config)
-        self.attn = MultiHeadAttention(C, config.n_head, config.n_kv_head, config.dropout, config.bias)
-        self.dropout1 = Dropout(config.dropout)
-        self.norm2 = _norm(config)
-        activation = "gelu_tanh" if config.ffn == "gelu" else config.ffn
-        self.ffn = FeedForward(C, config.inner_width, activation=activation, bias=config.bias)
-        self.dropout2 = Dropout(config.dropout)
-
-    def forward(self, x: Tensor, **attention: Any) -> Tensor:
-        x = x + self.dropout1(self.attn(self.norm1(x), **attention))
-        return x + self.dropout2(self.ffn(self.norm2(x)))
 
 
 class GPT(Model):
@@ -177,7 +50,7 @@ class GPT(Model):
             self.wpe = Embedding(config.block_size, config.n_embd)
         self.dropout = Dropout(config.dropout)
         self.blocks = [GPTBlock(config) for _ in range(config.n_layer)]
-        self.norm = _norm(config)
+        self.norm = norm_of(config)
         if not config.tie_weights:
             self.head = Linear(config.n_embd, config.vocab_size, bias=False)
         if config.positions == "sinusoidal":

@@ -6,6 +6,7 @@ from minitransformer.ops import (  # noqa: F401  (importing a module registers i
     attention,
     dropout,
     embedding,
+    gpt_block,
     linear,
     loss,
     norm,

@@ -13,6 +13,7 @@ import numpy as np
 import minitransformer.ops  # noqa: F401  (fills OPS)
 from minitransformer.autograd import OPS
 from minitransformer.kernels.attention.problem import Problem
+from minitransformer.ops.gpt_block import BlockOptions
 from minitransformer.random import DrawKey
 
 Inputs = tuple[list[Any], dict[str, Any]]  # what a forward takes: arrays, and settings by name
@@ -232,6 +233,22 @@ def gated(rng: np.random.Generator) -> Inputs:
     return list(rng.standard_normal((2, *some(rng, 2)))), {}
 
 
+def layered(rng: np.random.Generator) -> Inputs:
+    """A GPT-2 block: some biases there, some not."""
+    B, T, K, groups, D, F = some(rng, 6)
+    H = K * groups
+    C = H * D
+    x = rng.standard_normal((B, T, C))
+    problem = Problem(scale=D**-0.5, offset=np.zeros(1, np.int64), causal=True)
+    rows = C + 2 * K * D
+    shapes = [(C,), (C,), (rows, C), (rows,), (C, C), (C,), (C,), (C,), (F, C), (F,), (C, F), (C,)]
+    biases = (1, 3, 5, 7, 9, 11)
+    weights = [
+        None if i in biases and rng.random() < 0.3 else rng.standard_normal(shape) for i, shape in enumerate(shapes)
+    ]
+    return [x, *weights], {"options": BlockOptions(H, K, problem)}
+
+
 CALLS: dict[str, Callable[[np.random.Generator], Inputs]] = {
     "absolute": tied,
     "add": operands,
@@ -249,6 +266,7 @@ CALLS: dict[str, Callable[[np.random.Generator], Inputs]] = {
     "expand": expanded,
     "gelu": gelu_form,
     "getitem": indexed,
+    "gpt_block": layered,
     "kl_div": diverging,
     "layer_norm": normed(2),
     "linear": layer,

@@ -221,3 +221,9 @@ def test_errors_of_the_function_surface(error: type[Exception]) -> None:
     with pytest.raises(error, match="mine") as caught:
         evaluate_mask(mod, 1, 1, 2, 2)
     assert caught.value.__context__ is None
+
+
+def test_a_derivative_wrong_between_the_lowest_and_the_highest_scores_is_found() -> None:
+    scores = np.linspace(-2, 2, 41).reshape(1, 1, 1, 41)
+    with pytest.raises(GradientError, match="the complex step of <lambda> gives the derivative"):
+        score_derivative(lambda s, b, h, q, k: np.where(abs(s.real) < 1, abs(s) * 2, s), scores)

@@ -11,8 +11,7 @@ import pytest
 import minitransformer as mt
 import minitransformer.functional as F
 from minitransformer.autograd import OPS
-from minitransformer.errors import ConfigError, DTypeError, GradientError, RangeError, ShapeError
-from minitransformer.kernels.attention.mods import score_derivative
+from minitransformer.errors import ConfigError, DTypeError, RangeError, ShapeError
 from minitransformer.kernels.attention.problem import Problem
 from minitransformer.kernels.optimizer.reference import adam_step, sgd_step
 
@@ -66,8 +65,8 @@ X = np.ones((1, 2, 3, 4))
             ShapeError,
             r"mask has shape \(2, 3\), expected \(1, 2, 3, 3\)",
         ),
-        (lambda: OPS["matmul"](2.0, X), ShapeError, "matmul: "),
-        (lambda: OPS["add"](None, X), DTypeError, "add: "),
+        (lambda: OPS["matmul"](2.0, X), ShapeError, "matmul: an operand is a single number"),
+        (lambda: OPS["add"](None, X), DTypeError, "add: an operand is None"),
         (lambda: OPS["reshape"](X, shape=24.0), DTypeError, "reshape: got 24.0, expected a tuple of integers"),
         (lambda: mt.tensor(X).reshape(-2), ShapeError, r"reshape: a size in .* is outside -1 to 2\*\*63 - 1"),
         (lambda: mt.tensor(X).reshape(2**63), ShapeError, r"reshape: a size in .* is outside -1 to 2\*\*63 - 1"),
@@ -123,6 +122,7 @@ def test_a_window_wider_than_any_array_is_no_limit(reach: int) -> None:
 def test_rms_norm_adds_1e_5_unless_told() -> None:
     x = np.full((1, 4), 1e-2)
     np.testing.assert_allclose(F.rms_norm(x, 4).data, x / np.sqrt(1e-4 + 1e-5), rtol=1e-13)
+    np.testing.assert_allclose(OPS["rms_norm"](x, normalized_shape=(4,)).data, F.rms_norm(x, 4).data, rtol=1e-13)
 
 
 def test_lengths_of_no_rows_may_be_of_any_integer_type() -> None:
@@ -153,12 +153,6 @@ def test_the_slope_of_the_absolute_value_at_0_is_0() -> None:
     x = mt.tensor([0.0, -2.0], requires_grad=True)
     OPS["absolute"](x).sum().backward()
     assert x.grad.tolist() == [0, -1]
-
-
-def test_a_derivative_wrong_between_the_lowest_and_the_highest_scores_is_found() -> None:
-    scores = np.linspace(-2, 2, 41).reshape(1, 1, 1, 41)
-    with pytest.raises(GradientError, match="the complex step of <lambda> gives the derivative"):
-        score_derivative(lambda s, b, h, q, k: np.where(abs(s.real) < 1, abs(s) * 2, s), scores)
 
 
 def test_without_decay_an_infinite_parameter_stays_infinite() -> None:

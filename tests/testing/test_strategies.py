@@ -18,7 +18,7 @@ from hypothesis.errors import NoSuchExample
 import minitransformer as mt
 from minitransformer import errors
 from minitransformer import functional as F
-from minitransformer.models.gpt import _CHOICES
+from minitransformer.models.gpt_config import _CHOICES
 from minitransformer.testing import strategies
 from minitransformer.testing.layouts import array_text, lay_out, layout_of
 

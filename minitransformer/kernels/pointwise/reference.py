@@ -112,6 +112,19 @@ def gelu_tanh_backward(dout: np.ndarray, x: np.ndarray, tanh: np.ndarray) -> np.
     return slope
 
 
+def add_bias_gelu_tanh(x: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
+    """gelu_tanh(x + bias) of rows (N, F). The sum is written over x: the backward is computed from it alone."""
+    if bias is not None:
+        x += bias
+    return gelu_tanh_forward(x)[0]
+
+
+def gelu_tanh_bias_backward(dout: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """dx, written over `dout`, and dbias (F,), where x is the sum that `add_bias_gelu_tanh` left."""
+    dout[...] = gelu_tanh_backward(dout, x, gelu_tanh_forward(x)[1])
+    return dout, dout.sum(axis=0)
+
+
 def relu_forward(x: np.ndarray) -> np.ndarray:
     """max(x, 0); NaN stays NaN."""
     return np.where(x.real <= 0, x.dtype.type(0), x)

@@ -67,6 +67,35 @@ def layer_norm_backward(
     return dx, dweight, dbias
 
 
+def add_layer_norm(
+    x: np.ndarray,
+    delta: np.ndarray,
+    delta_bias: np.ndarray | None,
+    weight: np.ndarray | None,
+    bias: np.ndarray | None,
+    eps: float,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """x += delta + delta_bias in place, a residual sum; then the layer norm of that x, as `layer_norm_forward`."""
+    x += delta
+    if delta_bias is not None:
+        x += delta_bias
+    return layer_norm_forward(x, weight, bias, eps)
+
+
+def layer_norm_backward_add(
+    dout: np.ndarray,
+    x: np.ndarray,
+    weight: np.ndarray | None,
+    mean: np.ndarray,
+    rstd: np.ndarray,
+    dx: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """dweight, dbias; the gradient of x is added to `dx` in place, where that of the residual stream is."""
+    more, dweight, dbias = layer_norm_backward(dout, x, weight, mean, rstd)
+    dx += more
+    return dweight, dbias
+
+
 def rms_norm_forward(x: np.ndarray, weight: np.ndarray | None, eps: float) -> tuple[np.ndarray, np.ndarray]:
     """weight * x * rrms, and the (N,) reciprocal root mean squares."""
     rrms = 1 / np.sqrt(np.einsum("nc,nc->n", x, x) / x.shape[-1] + eps)
@@ -118,3 +147,30 @@ def cross_entropy_backward(
     dlogits *= dlosses[:, None]
     dlogits[~valid] = 0
     return dlogits
+
+
+def cross_entropy_forward_backward(
+    logits: np.ndarray, targets: np.ndarray, valid: np.ndarray, label_smoothing: float, scale: float
+) -> np.ndarray:
+    """Losses (N,); the gradient of scale * (their sum) is written over `logits`."""
+    losses, lse = cross_entropy_forward(logits, targets, valid, label_smoothing)
+    dlosses = np.full(lse.shape, scale, lse.dtype)
+    logits[...] = cross_entropy_backward(dlosses, logits, targets, valid, lse, label_smoothing)
+    return losses
+
+
+def column_sum(x: np.ndarray) -> np.ndarray:
+    """The sum of the rows, (C,): the gradient of a bias."""
+    return x.sum(axis=0)
+
+
+def embedding_backward(dout: np.ndarray, ids: np.ndarray, num_rows: int) -> np.ndarray:
+    """(V, C) from dout (N, C) and ids (N,): row v is the sum of dout[n] over all n with ids[n] = v, in order of n."""
+    dweight = np.zeros((num_rows, dout.shape[1]), dout.dtype)
+    if ids.size:
+        # Sorting groups equal ids into runs; reduceat then sums each run in one pass over memory.
+        order = np.argsort(ids, kind="stable")
+        grouped = ids[order]
+        starts = np.flatnonzero(np.r_[True, grouped[1:] != grouped[:-1]])
+        dweight[grouped[starts]] = np.add.reduceat(dout[order], starts, axis=0)
+    return dweight

@@ -1,0 +1,131 @@
+"""One layer of a GPT, written twice: by hand, and composed of layers whose backward autograd derives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from minitransformer import random
+from minitransformer.autograd import OPS, Tensor, watching
+from minitransformer.models.gpt_config import GPTConfig
+from minitransformer.nn.attention import MultiHeadAttention
+from minitransformer.nn.dropout import Dropout, call_site
+from minitransformer.nn.feed_forward import FeedForward
+from minitransformer.nn.linear import Linear
+from minitransformer.nn.module import Module
+from minitransformer.nn.norm import LayerNorm, RMSNorm
+from minitransformer.ops.attention import make_problem
+from minitransformer.ops.gpt_block import BlockOptions
+from minitransformer.random import DrawKey
+
+
+def norm_of(config: GPTConfig) -> LayerNorm | RMSNorm:
+    """The norm that `config` names, over its width."""
+    return RMSNorm(config.n_embd) if config.norm == "rms" else LayerNorm(config.n_embd, bias=config.bias)
+
+
+class GPTBlock(Module):
+    """x + attention(norm(x)), then x + feed_forward(norm(x))."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        C = config.n_embd
+        self.norm1 = norm_of(config)
+        self.attn = MultiHeadAttention(C, config.n_head, config.n_kv_head, config.dropout, config.bias)
+        self.dropout1 = Dropout(config.dropout)
+        self.norm2 = norm_of(config)
+        activation = "gelu_tanh" if config.ffn == "gelu" else config.ffn
+        self.ffn = FeedForward(C, config.inner_width, activation=activation, bias=config.bias)
+        self.dropout2 = Dropout(config.dropout)
+
+    def forward(self, x: Tensor, **attention: Any) -> Tensor:
+        if self.runs_by_hand(attention):
+            return self.by_hand(x, **attention)
+        return self.composed(x, **attention)
+
+    def runs_by_hand(self, attention: dict[str, Any]) -> bool:
+        """Whether one op does it all: not with a cache, not while somebody watches every op, and not if a part was
+        replaced by another module."""
+        parts = (self.norm1, self.norm2, self.attn, self.attn.qkv, self.attn.out, self.ffn, self.ffn.up, self.ffn.down)
+        norm = type(self.norm1)
+        return (
+            attention.get("cache") is None
+            and watching.get() is None
+            and norm in (LayerNorm, RMSNorm)
+            and self.norm1.eps == self.norm2.eps
+            and [*map(type, parts)] == [norm, norm, MultiHeadAttention, Linear, Linear, FeedForward, Linear, Linear]
+        )
+
+    def composed(self, x: Tensor, **attention: Any) -> Tensor:
+        """(B, T, C) -> (B, T, C) through the layers, each op a node of the graph."""
+        x = x + self.dropout1(self.attn(self.norm1(x), **attention))
+        return x + self.dropout2(self.ffn(self.norm2(x)))
+
+    def by_hand(
+        self,
+        x: Tensor,
+        *,
+        attn_mask: np.ndarray | None,
+        is_causal: bool,
+        causal_align: str,
+        window_size: tuple[int | None, int | None] | None,
+        alibi_slopes: np.ndarray | None,
+        rope_positions: np.ndarray | None,
+        cache: None,
+        cache_layer: int,
+    ) -> Tensor:
+        """The same through `ops/gpt_block.py`, to rounding, with the same dropout masks. `attn_mask` is bool."""
+        attn, ffn = self.attn, self.ffn
+        B, T, _ = x.shape
+        # The problem depends on the shapes alone, and these arrays have no memory behind them.
+        q, k = (
+            np.broadcast_to(np.empty((), x.dtype), (B, heads, T, attn.head_width))
+            for heads in (attn.num_heads, attn.num_kv_heads)
+        )
+        rate = attn.dropout_rate if self.training else 0.0
+        problem = make_problem(
+            "attention",
+            q,
+            k,
+            k,
+            attn_mask,
+            is_causal=is_causal,
+            enable_gqa=True,
+            causal_align=causal_align,
+            window_size=window_size,
+            alibi_slopes=alibi_slopes,
+            dropout_p=rate,
+        )
+        if rate:
+            problem = problem._replace(dropout_key=random.next_key(call_site(attn)))
+        options = BlockOptions(
+            num_heads=attn.num_heads,
+            num_kv_heads=attn.num_kv_heads,
+            problem=problem,
+            norm="rms" if isinstance(self.norm1, RMSNorm) else "layer",
+            eps=self.norm1.eps,
+            activation=ffn.activation,
+            rope_positions=rope_positions,
+            dropout1=_draw(self.dropout1),
+            dropout2=_draw(self.dropout2),
+        )
+        weights = (  # as in BlockWeights
+            self.norm1.weight,
+            getattr(self.norm1, "bias", None),
+            attn.qkv.weight,
+            attn.qkv.bias,
+            attn.out.weight,
+            attn.out.bias,
+            self.norm2.weight,
+            getattr(self.norm2, "bias", None),
+            ffn.up.weight,
+            ffn.up.bias,
+            ffn.down.weight,
+            ffn.down.bias,
+        )
+        return OPS["gpt_block"](x, *weights, options=options)
+
+
+def _draw(dropout: Dropout) -> tuple[float, DrawKey] | None:
+    """The rate and the key of this call; None if nothing is dropped."""
+    return (dropout.p, random.next_key(call_site(dropout))) if dropout.training and dropout.p else None

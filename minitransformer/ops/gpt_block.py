@@ -1,0 +1,344 @@
+"""The block of a GPT by hand: forward and backward as one op, composed of the pairs' kernels on plain arrays.
+
+    z = x + drop1(attention(norm1(x)) Wo^T + bo)
+    y = z + drop2(act(norm2(z) Wu^T + bu) Wd^T + bd)
+
+`models/gpt.py` builds the same block out of primitive ops, and autograd derives its backward; the two share no
+code above the kernels. Here the residual sums are fused into the norms, biases into the activation, gradients are
+added in place, and the graph has one node.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minitransformer import kernels
+from minitransformer.autograd import register
+from minitransformer.checks import check_choice
+from minitransformer.errors import DTypeError, ShapeError
+from minitransformer.kernels.attention.problem import Problem
+from minitransformer.ops.activation import check_float
+from minitransformer.ops.attention import Attention, attention_backward, attention_forward
+from minitransformer.ops.dropout import Dropped, dropout_backward, dropout_forward
+from minitransformer.ops.position import Rotation, rope_backward, rope_forward
+from minitransformer.random import DrawKey
+
+
+class BlockWeights(NamedTuple):
+    """The parameters of a block; linear ones as in `linear`, (out, in). Biases may be None, all else may not.
+
+    C is the width, F that of the feed-forward network, K D the rows of keys, and of values, in `qkv`.
+    """
+
+    norm1: np.ndarray  # (C,)
+    norm1_bias: np.ndarray | None
+    qkv: np.ndarray  # (C + 2 K D, C): rows of the queries, keys and values
+    qkv_bias: np.ndarray | None
+    proj: np.ndarray  # (C, C), of the heads side by side
+    proj_bias: np.ndarray | None
+    norm2: np.ndarray  # (C,)
+    norm2_bias: np.ndarray | None
+    up: np.ndarray  # (F, C); (2 F, C) with swiglu, gate first
+    up_bias: np.ndarray | None
+    down: np.ndarray  # (C, F)
+    down_bias: np.ndarray | None
+
+
+class BlockOptions(NamedTuple):
+    """What is static: `problem` is that of attention, `dropout1` and `dropout2` are rates with their keys."""
+
+    num_heads: int
+    num_kv_heads: int
+    problem: Problem
+    norm: str = "layer"  # or "rms"
+    eps: float = 1e-5
+    activation: str = "gelu_tanh"  # or "relu", "swiglu"
+    rope_positions: np.ndarray | None = None
+    dropout1: tuple[float, DrawKey] | None = None
+    dropout2: tuple[float, DrawKey] | None = None
+
+
+class Block(NamedTuple):
+    """What backward needs. N = B T rows."""
+
+    x: np.ndarray  # (N, C)
+    normed1: np.ndarray  # (N, C)
+    stats1: tuple[np.ndarray, ...]
+    attention: Attention
+    ropes: tuple[Rotation, Rotation] | None
+    merged: np.ndarray  # (N, C), the heads side by side
+    z: np.ndarray  # (N, C)
+    normed2: np.ndarray  # (N, C)
+    stats2: tuple[np.ndarray, ...]
+    inner: np.ndarray  # (N, F) or (N, 2F), what the activation was given
+    hidden: np.ndarray  # (N, F)
+    dropped: tuple[Dropped | None, Dropped | None]
+    weights: BlockWeights
+    options: BlockOptions
+    shape: tuple[int, int, int]
+    rowwise: ModuleType
+    pointwise: ModuleType
+
+
+def gpt_block_forward(
+    x: np.ndarray,
+    norm1: np.ndarray,
+    norm1_bias: np.ndarray | None,
+    qkv: np.ndarray,
+    qkv_bias: np.ndarray | None,
+    proj: np.ndarray,
+    proj_bias: np.ndarray | None,
+    norm2: np.ndarray,
+    norm2_bias: np.ndarray | None,
+    up: np.ndarray,
+    up_bias: np.ndarray | None,
+    down: np.ndarray,
+    down_bias: np.ndarray | None,
+    *,
+    options: BlockOptions,
+) -> tuple[np.ndarray, Block]:
+    """y (B, T, C) of x (B, T, C) and its `BlockWeights`: GPT-2 (Radford et al. 2019) and its successors."""
+    parameters = (norm1, norm1_bias, qkv, qkv_bias, proj, proj_bias, norm2, norm2_bias, up, up_bias, down, down_bias)
+    x, weights = _checked(x, BlockWeights(*parameters), options)
+    B, T, C = x.shape
+    given = [x, *(w for w in weights if w is not None)]
+    rowwise, pointwise = kernels.serve("rowwise", *given), kernels.serve("pointwise", *given)
+    rows = np.ascontiguousarray(x).reshape(B * T, C)
+
+    normed1, *stats1 = _norm(rowwise, options, rows, weights.norm1, weights.norm1_bias)
+    q, k, v = _split_heads(_linear(normed1, weights.qkv, weights.qkv_bias), B, T, options)
+    ropes = None
+    if options.rope_positions is not None:
+        (q, rope_q), (k, rope_k) = (rope_forward(a, options.rope_positions) for a in (q, k))
+        ropes = rope_q, rope_k
+    (heads, _), attention = attention_forward(q, k, v, problem=options.problem)
+    merged = heads.transpose(0, 2, 1, 3).reshape(B * T, C)
+
+    z, bias, dropped1 = _branch(merged @ weights.proj.T, weights.proj_bias, options.dropout1, x.shape)
+    if options.norm == "layer":  # z is the branch, then the branch plus x
+        normed2, *stats2 = rowwise.add_layer_norm(z, rows, bias, weights.norm2, weights.norm2_bias, options.eps)
+    else:
+        _add_residual(z, rows, bias)
+        normed2, *stats2 = rowwise.rms_norm_forward(z, weights.norm2, options.eps)
+
+    inner = normed2 @ weights.up.T
+    hidden = _activate(pointwise, options, inner, weights.up_bias)
+    y, bias, dropped2 = _branch(hidden @ weights.down.T, weights.down_bias, options.dropout2, x.shape)
+    _add_residual(y, z, bias)
+    saved = Block(
+        rows,
+        normed1,
+        tuple(stats1),
+        attention,
+        ropes,
+        merged,
+        z,
+        normed2,
+        tuple(stats2),
+        inner,
+        hidden,
+        (dropped1, dropped2),
+        weights,
+        options,
+        (B, T, C),
+        rowwise,
+        pointwise,
+    )
+    return y.reshape(B, T, C), saved
+
+
+def gpt_block_backward(dout: np.ndarray, saved: Block) -> tuple[np.ndarray | None, ...]:
+    """dx and the gradients of the twelve weights. The residual stream's gradient flows on, and each branch adds."""
+    weights, options, rowwise = saved.weights, saved.options, saved.rowwise
+    B, T, C = saved.shape
+    dy = np.ascontiguousarray(dout).reshape(B * T, C)
+
+    dbranch, d_down_bias = _branch_backward(rowwise, dy, weights.down_bias, saved.dropped[1], saved.shape)
+    d_down = dbranch.T @ saved.hidden
+    dinner, d_up_bias = _activate_backward(saved, dbranch @ weights.down)
+    d_up = dinner.T @ saved.normed2
+    dz = dy.copy()
+    d_norm2, d_norm2_bias = _norm_backward_add(
+        rowwise, options, dinner @ weights.up, saved.z, weights.norm2, saved.stats2, dz
+    )
+
+    dbranch, d_proj_bias = _branch_backward(rowwise, dz, weights.proj_bias, saved.dropped[0], saved.shape)
+    d_proj = dbranch.T @ saved.merged
+    dheads = (dbranch @ weights.proj).reshape(B, T, options.num_heads, C // options.num_heads).transpose(0, 2, 1, 3)
+    dq: Any
+    dk: Any
+    dq, dk, dv, _ = attention_backward((dheads, np.zeros_like(saved.attention.lse)), saved.attention)
+    if saved.ropes is not None:
+        dq, dk = (rope_backward(g, rope)[0] for g, rope in zip((dq, dk), saved.ropes, strict=True))
+    dqkv = _merge_heads(dq, dk, dv)
+    d_qkv = dqkv.T @ saved.normed1
+    d_qkv_bias = None if weights.qkv_bias is None else rowwise.column_sum(dqkv)
+    dx = dz  # in place: nobody else has it
+    d_norm1, d_norm1_bias = _norm_backward_add(
+        rowwise, options, dqkv @ weights.qkv, saved.x, weights.norm1, saved.stats1, dx
+    )
+    gradients = BlockWeights(
+        d_norm1,
+        None if weights.norm1_bias is None else d_norm1_bias,
+        d_qkv,
+        d_qkv_bias,
+        d_proj,
+        d_proj_bias,
+        d_norm2,
+        None if weights.norm2_bias is None else d_norm2_bias,
+        d_up,
+        d_up_bias,
+        d_down,
+        d_down_bias,
+    )
+    return dx.reshape(saved.shape), *gradients
+
+
+register("gpt_block", gpt_block_forward, gpt_block_backward)
+
+
+# --- the parts -------------------------------------------------------------------------------------------
+
+
+def _linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
+    out = x @ weight.T
+    if bias is not None:
+        out += bias
+    return out
+
+
+def _norm(
+    rowwise: ModuleType, options: BlockOptions, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None
+) -> tuple[np.ndarray, ...]:
+    """The normed rows and their statistics."""
+    if options.norm == "layer":
+        return rowwise.layer_norm_forward(x, weight, bias, options.eps)
+    return rowwise.rms_norm_forward(x, weight, options.eps)
+
+
+def _norm_backward_add(
+    rowwise: ModuleType,
+    options: BlockOptions,
+    dnormed: np.ndarray,
+    x: np.ndarray,
+    weight: np.ndarray,
+    stats: tuple[np.ndarray, ...],
+    dx: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """dweight and dbias; the gradient of x is added to `dx`."""
+    if options.norm == "layer":
+        return rowwise.layer_norm_backward_add(dnormed, x, weight, *stats, dx)
+    more, dweight = rowwise.rms_norm_backward(dnormed, x, weight, *stats)
+    dx += more
+    return dweight, None
+
+
+def _branch(
+    branch: np.ndarray, bias: np.ndarray | None, dropout: tuple[float, DrawKey] | None, shape: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray | None, Dropped | None]:
+    """(branch, bias still to be added, what dropout saved): without dropout the bias is left to the residual sum."""
+    if dropout is None:
+        return branch, bias, None
+    if bias is not None:
+        branch += bias
+    p, key = dropout
+    out, dropped = dropout_forward(branch.reshape(shape), p=p, key=key)
+    return out.reshape(branch.shape), None, dropped
+
+
+def _add_residual(branch: np.ndarray, x: np.ndarray, bias: np.ndarray | None) -> None:
+    """branch += x + bias"""
+    branch += x
+    if bias is not None:
+        branch += bias
+
+
+def _branch_backward(
+    rowwise: ModuleType, dy: np.ndarray, bias: np.ndarray | None, dropped: Dropped | None, shape: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """The gradient of the branch before dropout, and of its bias."""
+    if dropped is not None:
+        (dy,) = dropout_backward(dy.reshape(shape), dropped)
+        dy = dy.reshape(-1, shape[-1])
+    return dy, None if bias is None else rowwise.column_sum(dy)
+
+
+def _split_heads(qkv: np.ndarray, B: int, T: int, options: BlockOptions) -> tuple[np.ndarray, ...]:
+    """q (B, H, T, D), k and v (B, K, T, D), as views."""
+    H, K = options.num_heads, options.num_kv_heads
+    heads = qkv.reshape(B, T, H + 2 * K, -1).transpose(0, 2, 1, 3)  # (B, H + 2K, T, D)
+    return heads[:, :H], heads[:, H : H + K], heads[:, H + K :]
+
+
+def _merge_heads(dq: Any, dk: Any, dv: Any) -> np.ndarray:
+    """The gradient of the packed projection, (N, C + 2 K D)."""
+    B, H, T, D = dq.shape
+    K = dk.shape[1]
+    dqkv = np.empty((B, T, H + 2 * K, D), np.result_type(dq, dk, dv))
+    for heads, first in ((dq, 0), (dk, H), (dv, H + K)):
+        dqkv[:, :, first : first + heads.shape[1]] = heads.transpose(0, 2, 1, 3)
+    return dqkv.reshape(B * T, -1)
+
+
+def _activate(pointwise: ModuleType, options: BlockOptions, inner: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
+    """The activation of inner + bias, which is left in `inner`."""
+    if options.activation == "gelu_tanh":
+        return pointwise.add_bias_gelu_tanh(inner, bias)
+    if bias is not None:
+        inner += bias
+    if options.activation == "relu":
+        return pointwise.relu_forward(inner)
+    F = inner.shape[1] // 2
+    return pointwise.swiglu_forward(inner[:, :F], inner[:, F:])
+
+
+def _activate_backward(saved: Block, dhidden: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """The gradients of `inner` and of its bias; `dhidden` is ours to write into."""
+    pointwise, inner, biased = saved.pointwise, saved.inner, saved.weights.up_bias is not None
+    if saved.options.activation == "gelu_tanh":
+        dinner, dbias = pointwise.gelu_tanh_bias_backward(dhidden, inner)
+        return dinner, dbias if biased else None
+    if saved.options.activation == "relu":
+        dinner = pointwise.relu_backward(dhidden, saved.hidden)
+    else:
+        F = inner.shape[1] // 2
+        dinner = np.concatenate(pointwise.swiglu_backward(dhidden, inner[:, :F], inner[:, F:]), axis=1)
+    return dinner, saved.rowwise.column_sum(dinner) if biased else None
+
+
+# --- the entrance ----------------------------------------------------------------------------------------
+
+
+def _checked(x: np.ndarray, weights: BlockWeights, options: BlockOptions) -> tuple[np.ndarray, BlockWeights]:
+    """x and the weights in one dtype, after checking all shapes."""
+    check_float("gpt_block", x=x)
+    if not isinstance(options, BlockOptions):
+        raise DTypeError("gpt_block", f"options is a {type(options).__name__}, expected BlockOptions", "Make them")
+    check_choice("gpt_block", "norm", options.norm, ("layer", "rms"))
+    check_choice("gpt_block", "activation", options.activation, ("gelu_tanh", "relu", "swiglu"))
+    H, K = options.num_heads, options.num_kv_heads
+    C = x.shape[-1] if x.ndim == 3 else 0
+    if C == 0 or H < 1 or K < 1 or C % H or H % K:
+        problem = f"x has shape {x.shape}, expected (B, T, C) with C divisible by {H} heads, and those by {K}"
+        raise ShapeError("gpt_block", problem, "Choose a number of heads that divides the width")
+    D = C // H
+    F = 0 if weights.down is None or weights.down.ndim != 2 else weights.down.shape[1]
+    up = 2 * F if options.activation == "swiglu" else F
+    rows = C + 2 * K * D
+    expected = ((C,), (C,), (rows, C), (rows,), (C, C), (C,), (C,), (C,), (up, C), (up,), (C, F), (C,))
+    array: Any
+    for name, array, shape in zip(BlockWeights._fields, weights, expected, strict=True):
+        if array is None and name.endswith("bias"):
+            continue
+        check_float("gpt_block", **{name: array})
+        if array.shape != shape:
+            problem = f"{name} has shape {array.shape}, expected {shape} for x {x.shape}"
+            raise ShapeError("gpt_block", problem, "Make the weights for this width")
+    if options.norm == "rms" and (weights.norm1_bias is not None or weights.norm2_bias is not None):
+        raise ShapeError("gpt_block", "an RMS norm has a bias, expected none", "Pass None")
+    dtype = np.result_type(x, *(w for w in weights if w is not None))
+    cast: Any = (None if w is None else np.ascontiguousarray(w, dtype) for w in weights)
+    return x.astype(dtype, copy=False), BlockWeights(*cast)
