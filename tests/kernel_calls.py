@@ -54,6 +54,29 @@ def _classes(rng: np.random.Generator, dtype: Any) -> list[Call]:
     return calls
 
 
+def _or_none(calls: Callable[..., list[Call]], *positions: int) -> Callable[..., list[Call]]:
+    """Those calls, and the same without the arrays at `positions`."""
+
+    def both(rng: np.random.Generator, dtype: Any) -> list[Call]:
+        less = [
+            (tuple(None if i in positions else x for i, x in enumerate(args)), settings)
+            for args, settings in calls(rng, dtype)
+        ]
+        return calls(rng, dtype) + less  # no array in two calls: some are written to
+
+    return both
+
+
+def _looked_up(rng: np.random.Generator, dtype: Any) -> list[Call]:
+    """Gradients of rows, their ids with the first and the last among them, and how many rows the table has."""
+    calls: list[Call] = []
+    for N, C in ROWS:
+        ids = rng.integers(0, 5, N)
+        ids[:1], ids[1:2] = 4, 0
+        calls.append(((_normal(rng, dtype, N, C), ids, 5), {}))
+    return calls
+
+
 def _classes_backward(rng: np.random.Generator, dtype: Any) -> list[Call]:
     calls: list[Call] = []
     for (logits, targets, valid, smoothing), _ in _classes(rng, dtype):
@@ -145,6 +168,8 @@ CALLS: dict[str, dict[str, Callable[..., list[Call]]]] = {
         "gelu_backward": _elementwise(2),
         "gelu_tanh_forward": _elementwise(1),
         "gelu_tanh_backward": _elementwise(3),
+        "add_bias_gelu_tanh": _or_none(_rows("NC", "C"), 1),
+        "gelu_tanh_bias_backward": _rows("NC", "NC"),
         "relu_forward": _elementwise(1),
         "relu_backward": _elementwise(2),
         "sigmoid_forward": _elementwise(1),
@@ -163,6 +188,13 @@ CALLS: dict[str, dict[str, Callable[..., list[Call]]]] = {
         "log_softmax_backward": _rows("NC", "NC"),
         "layer_norm_forward": _affine,
         "layer_norm_backward": _rows("NC", "NC", "C", "N", "N"),
+        "add_layer_norm": _or_none(_or_none(_rows("NC", "NC", "C", "C", "C", settings=(1e-5,)), 2), 3, 4),
+        "layer_norm_backward_add": _or_none(_rows("NC", "NC", "C", "N", "N", "NC"), 2),
+        "column_sum": _rows("NC"),
+        "embedding_backward": _looked_up,
+        "cross_entropy_forward_backward": lambda rng, dtype: [
+            ((*call, 0.25), settings) for call, settings in _classes(rng, dtype)
+        ],
         "rms_norm_forward": lambda rng, dtype: [((x, w, eps), {}) for (x, w, _, eps), _ in _affine(rng, dtype)],
         "rms_norm_backward": _rows("NC", "NC", "C", "N"),
         "cross_entropy_forward": _classes,

@@ -69,7 +69,7 @@ def compare(name: str, formula: str, problem: Inputs, rng: np.random.Generator) 
     if parameters[0].kind is inspect.Parameter.VAR_POSITIONAL:
         expected[f"d{parameters[0].name}"] = gradients
     else:
-        expected.update((f"d{p.name}", g) for p, g in zip(parameters, gradients, strict=False))
+        expected.update((f"d{p.name}", g) for p, g in zip(parameters, gradients, strict=False) if g is not None)
     assert gradients
     for result, wanted in expected.items():
         assert result in results, f"the formula of {name} does not define {result}"

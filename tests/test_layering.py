@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1] / "minitransformer"
 HOUSE = """
     version errors memory checks render random threads files
 
-    kernels kernels.store kernels.compiled kernels.simd kernels/
+    kernels kernels.store kernels.compiled kernels.entrance kernels.simd kernels/
 
     autograd.base autograd/
 
@@ -47,6 +47,7 @@ ROOF = {"", "__main__"}  # may import anything, and nothing may import it
 OUTSIDE = {
     "numpy": ("",),
     "numba": ("kernels", "threads"),
+    "llvmlite": ("kernels",),
     "safetensors": ("",),
     "threadpoolctl": ("threads",),
     "tqdm": ("",),

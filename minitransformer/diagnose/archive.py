@@ -18,6 +18,7 @@ from minitransformer.diagnose.shrink import shrunk
 from minitransformer.errors import DataError, nearest
 from minitransformer.files import json_bytes, read_bytes, write_bytes
 from minitransformer.kernels.attention.problem import Problem
+from minitransformer.ops.gpt_block import BlockOptions
 from minitransformer.random import DrawKey
 
 _FORMAT = 1
@@ -27,7 +28,7 @@ _NOT_OURS = (
     *(zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RecursionError, OverflowError),
     *(LookupError, TypeError, ValueError, AttributeError),
 )
-_RECORDS: dict[str, Any] = {"Problem": Problem, "DrawKey": DrawKey}
+_RECORDS: dict[str, Any] = {record.__name__: record for record in (Problem, DrawKey, BlockOptions)}
 
 
 def save(path: str | Path, bad: BadOp, context: Mapping[str, Any] | None = None) -> None:
@@ -116,7 +117,7 @@ def _encode(value: Any, arrays: dict[str, np.ndarray]) -> Any:
         return ["slice", [_encode(part, arrays) for part in (value.start, value.stop, value.step)]]
     if value is Ellipsis:
         return ["ellipsis", None]
-    if isinstance(value, (Problem, DrawKey)):
+    if type(value).__name__ in _RECORDS:
         return [type(value).__name__, {name: _encode(part, arrays) for name, part in value._asdict().items()}]
     if isinstance(value, (tuple, list)):
         return [type(value).__name__, [_encode(part, arrays) for part in value]]

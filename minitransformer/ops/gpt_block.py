@@ -261,15 +261,14 @@ def _branch_backward(
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """The gradient of the branch before dropout, and of its bias."""
     if dropped is not None:
-        (dy,) = dropout_backward(dy.reshape(shape), dropped)
-        dy = dy.reshape(-1, shape[-1])
+        dy = dropout_backward(dy.reshape(shape), dropped)[0].reshape(dy.shape)
     return dy, None if bias is None else rowwise.column_sum(dy)
 
 
 def _split_heads(qkv: np.ndarray, B: int, T: int, options: BlockOptions) -> tuple[np.ndarray, ...]:
     """q (B, H, T, D), k and v (B, K, T, D), as views."""
     H, K = options.num_heads, options.num_kv_heads
-    heads = qkv.reshape(B, T, H + 2 * K, -1).transpose(0, 2, 1, 3)  # (B, H + 2K, T, D)
+    heads = qkv.reshape(B, T, H + 2 * K, qkv.shape[1] // (H + 2 * K)).transpose(0, 2, 1, 3)  # (B, H + 2K, T, D)
     return heads[:, :H], heads[:, H : H + K], heads[:, H + K :]
 
 
@@ -280,7 +279,7 @@ def _merge_heads(dq: Any, dk: Any, dv: Any) -> np.ndarray:
     dqkv = np.empty((B, T, H + 2 * K, D), np.result_type(dq, dk, dv))
     for heads, first in ((dq, 0), (dk, H), (dv, H + K)):
         dqkv[:, :, first : first + heads.shape[1]] = heads.transpose(0, 2, 1, 3)
-    return dqkv.reshape(B * T, -1)
+    return dqkv.reshape(B * T, (H + 2 * K) * D)
 
 
 def _activate(pointwise: ModuleType, options: BlockOptions, inner: np.ndarray, bias: np.ndarray | None) -> np.ndarray:

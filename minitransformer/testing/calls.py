@@ -5,6 +5,7 @@ They need a random generator and no Hypothesis.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -244,7 +245,8 @@ def layered(rng: np.random.Generator) -> Inputs:
     shapes = [(C,), (C,), (rows, C), (rows,), (C, C), (C,), (C,), (C,), (F, C), (F,), (C, F), (C,)]
     biases = (1, 3, 5, 7, 9, 11)
     weights = [
-        None if i in biases and rng.random() < 0.3 else rng.standard_normal(shape) for i, shape in enumerate(shapes)
+        None if i in biases and rng.random() < 0.3 else rng.standard_normal(shape) / math.sqrt(shape[-1])
+        for i, shape in enumerate(shapes)
     ]
     return [x, *weights], {"options": BlockOptions(H, K, problem)}
 

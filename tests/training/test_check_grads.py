@@ -47,10 +47,13 @@ def test_every_kind_of_model_is_right_at_its_own_precision(option: str, dtype: s
 
 
 def test_a_wrong_backward_shows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    right = OPS["gelu"].backward
-    monkeypatch.setattr(
-        OPS["gelu"], "backward", lambda dout, saved: tuple(g * np.float32(1.01) for g in right(dout, saved))
-    )
+    right = OPS["gpt_block"].backward
+
+    def wrong(dout: np.ndarray, saved: object) -> tuple[np.ndarray, ...]:
+        dx, *others = right(dout, saved)
+        return dx, *(g * np.float32(1.01) for g in others)
+
+    monkeypatch.setattr(OPS["gpt_block"], "backward", wrong)
     trained(out_dir=tmp_path / "run", check_grads_every=1, max_steps=2)
     assert all(record["grad_error"] > 1e-5 for record in records(tmp_path / "run"))
 
