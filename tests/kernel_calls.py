@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from minitransformer.kernels.attention import reference as attention
+from minitransformer.kernels.decode.step import Step, Weights
 from minitransformer.kernels.rowwise import reference as rowwise
 from minitransformer.testing.calls import attended
 
@@ -51,6 +52,40 @@ def _classes(rng: np.random.Generator, dtype: Any) -> list[Call]:
         valid = rng.random(N) < 0.8
         targets[~valid] = -100
         calls += [((_normal(rng, dtype, N, C), targets, valid, smoothing), {}) for smoothing in (0.0, 0.1)]
+    return calls
+
+
+def _steps(rng: np.random.Generator, dtype: Any) -> list[Call]:
+    """One token through blocks of odd widths, with each option."""
+    options: list[dict[str, Any]] = [
+        {},
+        {"norm": "rms", "activation": "swiglu"},
+        {"activation": "relu", "reach": 1},
+        {"slopes": True, "visible": True},
+        {"rotation": True, "reach": 0},
+    ]
+    calls: list[Call] = []
+    for B, K, groups, D, F, stored, more in ((2, 2, 1, 8, 33, 5, 3), (1, 1, 3, 2, 5, 0, 1), (3, 1, 1, 34, 7, 40, 0)):
+        H = K * groups
+        C = H * D
+        for given in options:
+            swiglu = given.get("activation") == "swiglu"
+            rows, up = C + 2 * K * D, 2 * F if swiglu else F
+            shapes = [(C,), (C,), (rows, C), (rows,), (C, C), (C,), (C,), (C,), (up, C), (up,), (C, F), (C,)]
+            weights = [
+                None if swiglu and i % 2 else (_normal(rng, dtype, *shape) / 9).astype(dtype)
+                for i, shape in enumerate(shapes)
+            ]
+            ready = dict(given)
+            if given.get("visible"):
+                ready["visible"] = rng.random((B, stored + 1)) < 0.5
+            if given.get("slopes"):
+                ready["slopes"] = rng.random(H)
+            if given.get("rotation"):
+                angles = rng.random((B, D // 2))
+                ready["rotation"] = np.cos(angles).astype(dtype), np.sin(angles).astype(dtype)
+            cache = (_normal(rng, dtype, B, K, stored + 1 + more, D) for _ in range(2))
+            calls.append(((_normal(rng, dtype, B, C), Weights(*weights), *cache, Step(H, stored, **ready)), {}))
     return calls
 
 
@@ -150,6 +185,7 @@ CALLS: dict[str, dict[str, Callable[..., list[Call]]]] = {
         "weights_forward": _weights,
         "weights_backward": _weights_backward,
     },
+    "decode": {"block_step": _steps},
     "optimizer": {
         "sgd_step": lambda rng, dtype: (
             _optimizer(1, _SGD)(rng, dtype)

@@ -6,18 +6,23 @@ from typing import Any
 
 import numpy as np
 
-from minitransformer import random
-from minitransformer.autograd import OPS, Tensor, watching
+from minitransformer import kernels, random
+from minitransformer.autograd import OPS, Parameter, Tensor, is_grad_enabled, watching
+from minitransformer.kernels.decode.step import Step, Weights
 from minitransformer.models.gpt_config import GPTConfig
 from minitransformer.nn.attention import MultiHeadAttention
 from minitransformer.nn.dropout import Dropout, call_site
 from minitransformer.nn.feed_forward import FeedForward
+from minitransformer.nn.kv_cache import KVCache
 from minitransformer.nn.linear import Linear
 from minitransformer.nn.module import Module
 from minitransformer.nn.norm import LayerNorm, RMSNorm
 from minitransformer.ops.attention import make_problem
 from minitransformer.ops.gpt_block import BlockOptions
+from minitransformer.ops.position import angles
 from minitransformer.random import DrawKey
+
+_FEW = 16  # rows up to which reading the weights once a row costs no more than matrix products do
 
 
 def norm_of(config: GPTConfig) -> LayerNorm | RMSNorm:
@@ -39,18 +44,27 @@ class GPTBlock(Module):
         self.dropout2 = Dropout(config.dropout)
 
     def forward(self, x: Tensor, **attention: Any) -> Tensor:
-        if self.runs_by_hand(attention):
+        """The block by hand where it can be, one token by one compiled call, and composed otherwise.
+
+        A cache has no gradient, so what fills it is composed where gradients are recorded, and where there is more
+        than one token.
+        """
+        if not self.runs_by_hand():
+            return self.composed(x, **attention)
+        if attention["cache"] is None:
             return self.by_hand(x, **attention)
+        B, T, _ = x.shape
+        dropped = self.training and (self.attn.dropout_rate or self.dropout1.p or self.dropout2.p)
+        if T == 1 and B <= _FEW and not (dropped or is_grad_enabled() or x.dtype.kind == "c"):
+            return self.step(x, **attention)
         return self.composed(x, **attention)
 
-    def runs_by_hand(self, attention: dict[str, Any]) -> bool:
-        """Whether one op does it all: not with a cache, not while somebody watches every op, and not if a part was
-        replaced by another module."""
+    def runs_by_hand(self) -> bool:
+        """Not while somebody watches every op, and not if a part was replaced by another module."""
         parts = (self.norm1, self.norm2, self.attn, self.attn.qkv, self.attn.out, self.ffn, self.ffn.up, self.ffn.down)
         norm = type(self.norm1)
         return (
-            attention.get("cache") is None
-            and watching.get() is None
+            watching.get() is None
             and norm in (LayerNorm, RMSNorm)
             and self.norm1.eps == self.norm2.eps
             and [*map(type, parts)] == [norm, norm, MultiHeadAttention, Linear, Linear, FeedForward, Linear, Linear]
@@ -109,7 +123,50 @@ class GPTBlock(Module):
             dropout1=_draw(self.dropout1),
             dropout2=_draw(self.dropout2),
         )
-        weights = (  # as in BlockWeights
+        return OPS["gpt_block"](x, *self._weights(), options=options)
+
+    def step(
+        self,
+        x: Tensor,
+        *,
+        attn_mask: np.ndarray | None,
+        window_size: tuple[int, int] | None,
+        alibi_slopes: np.ndarray | None,
+        rope_positions: np.ndarray | None,
+        cache: KVCache,
+        cache_layer: int,
+        **_: Any,
+    ) -> Tensor:
+        """One token a row, (B, 1, C), to rounding as `composed`: its key and value go to the cache. No gradient."""
+        rows = np.array(x.data[:, 0])  # (B, C), to be written to
+        weights = Weights(*(None if p is None else p.data for p in self._weights()))
+        rotation = None
+        if rope_positions is not None:
+            cos, sin = angles(rope_positions, self.attn.head_width, rows.dtype)  # (1, D/2) or (B, 1, 1, D/2)
+            shape = len(rows), cos.shape[-1]
+            rotation = (
+                np.broadcast_to(cos.reshape(-1, shape[1]), shape),
+                np.broadcast_to(sin.reshape(-1, shape[1]), shape),
+            )
+        step = Step(
+            num_heads=self.attn.num_heads,
+            stored=cache.stored,
+            norm="rms" if isinstance(self.norm1, RMSNorm) else "layer",
+            eps=self.norm1.eps,
+            activation=self.ffn.activation,
+            reach=None if window_size is None else window_size[0],
+            visible=None if attn_mask is None else attn_mask[:, 0, 0],
+            slopes=alibi_slopes,
+            rotation=rotation,
+        )
+        kernel = kernels.serve("decode", rows)
+        kernel.block_step(rows, weights, cache.keys[cache_layer], cache.values[cache_layer], step)
+        return Tensor(rows[:, None])
+
+    def _weights(self) -> tuple[Parameter | None, ...]:
+        """The parameters in the order of `BlockWeights`."""
+        attn, ffn = self.attn, self.ffn
+        return (
             self.norm1.weight,
             getattr(self.norm1, "bias", None),
             attn.qkv.weight,
@@ -123,7 +180,6 @@ class GPTBlock(Module):
             ffn.down.weight,
             ffn.down.bias,
         )
-        return OPS["gpt_block"](x, *weights, options=options)
 
 
 def _draw(dropout: Dropout) -> tuple[float, DrawKey] | None:

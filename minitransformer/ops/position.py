@@ -28,6 +28,15 @@ def _rotate(x: np.ndarray, cos: np.ndarray, sin: np.ndarray, layout: str) -> np.
     return out
 
 
+def angles(positions: np.ndarray, D: int, dtype: np.dtype, base: float = 10000.0) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines and sines of `positions` (T,) or (B, T) for heads of width D: (T, D/2) or (B, 1, T, D/2)."""
+    frequencies = float(base) ** (-np.arange(0, D, 2, dtype=np.float64) / D)
+    turned = positions[..., None] * frequencies
+    if positions.ndim == 2:
+        turned = turned[:, None]
+    return np.cos(turned).astype(dtype), np.sin(turned).astype(dtype)
+
+
 def rope_forward(
     x: np.ndarray, positions: np.ndarray, *, base: float = 10000.0, layout: str = "half"
 ) -> tuple[np.ndarray, Rotation]:
@@ -52,11 +61,7 @@ def rope_forward(
             "Give one position per token",
         )
     # Angles in float64: float32 loses a radian at position 10^7.
-    frequencies = float(base) ** (-np.arange(0, D, 2, dtype=np.float64) / D)
-    angles = positions[..., None] * frequencies  # (T, D/2) or (B, T, D/2)
-    if positions.ndim == 2:
-        angles = angles[:, None]  # (B, 1, T, D/2)
-    cos, sin = np.cos(angles).astype(x.real.dtype), np.sin(angles).astype(x.real.dtype)
+    cos, sin = angles(positions, D, x.real.dtype, base)
     return _rotate(x, cos, sin, layout), Rotation(cos, sin, layout)
 
 

@@ -1,0 +1,67 @@
+"""One token through a GPT block, in NumPy: the specification.
+
+    x += attention(norm1(x), keys, values) Wo^T + bo;   x += act(norm2(x) Wu^T + bu) Wd^T + bd
+
+As `ops/gpt_block.py` for sequences of one token whose predecessors are in a cache; no dropout, no backward.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from minitransformer.kernels.decode.step import Step, Weights, check
+
+
+def block_step(x: np.ndarray, weights: Weights, keys: np.ndarray, values: np.ndarray, step: Step) -> None:
+    """Move the rows x (B, C) through the block, in place; their keys and values go to slot `step.stored`.
+
+    `keys` and `values` are (B, K, capacity, D), of which the first `stored` slots are filled. Raises
+    `ShapeError` for what does not fit together.
+    """
+    H, K, D = check(x, weights, keys, values, step)
+    B, C = x.shape
+    S = step.stored + 1
+    packed = _linear(_norm(x, weights.norm1, weights.norm1_bias, step), weights.qkv, weights.qkv_bias)
+    heads = packed.reshape(B, H + 2 * K, D)
+    if step.rotation is not None:
+        cos, sin = (part[:, None] for part in step.rotation)
+        first, second = heads[:, : H + K, : D // 2], heads[:, : H + K, D // 2 :]
+        turned = np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+        heads = np.concatenate([turned, heads[:, H + K :]], axis=1)
+    keys[:, :, step.stored], values[:, :, step.stored] = heads[:, H : H + K], heads[:, H + K :]
+    q = heads[:, :H].reshape(B, K, H // K, D)
+    scores = D**-0.5 * np.einsum("bkgd,bksd->bkgs", q, keys[:, :, :S])
+    distance = step.stored - np.arange(S)
+    if step.slopes is not None:
+        scores = scores - step.slopes.reshape(K, H // K, 1) * distance
+    may = np.ones((B, S), bool) if step.visible is None else step.visible
+    if step.reach is not None:
+        may = may & (distance <= step.reach)
+    scores = np.where(may[:, None, None], scores, -np.inf)
+    top = scores.max(axis=-1, keepdims=True)
+    p = np.exp(scores - np.where(np.isneginf(top), 0, top))
+    total = p.sum(axis=-1, keepdims=True)
+    p /= np.where(total == 0, 1, total)  # a row without keys has output 0
+    merged = np.einsum("bkgs,bksd->bkgd", p, values[:, :, :S]).reshape(B, C)
+    x += _linear(merged, weights.proj, weights.proj_bias)
+    inner = _linear(_norm(x, weights.norm2, weights.norm2_bias, step), weights.up, weights.up_bias)
+    x += _linear(_activate(inner, step.activation), weights.down, weights.down_bias)
+
+
+def _linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
+    return x @ weight.T if bias is None else x @ weight.T + bias
+
+
+def _norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, step: Step) -> np.ndarray:
+    centred = x if step.norm == "rms" else x - x.mean(axis=-1, keepdims=True)
+    out = centred / np.sqrt((centred * centred).mean(axis=-1, keepdims=True) + step.eps) * weight
+    return out if bias is None else out + bias
+
+
+def _activate(x: np.ndarray, activation: str) -> np.ndarray:
+    if activation == "relu":
+        return np.where(x <= 0, 0, x)
+    if activation == "swiglu":
+        gate, up = np.split(x, 2, axis=1)
+        return gate / (1 + np.exp(-gate)) * up
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
