@@ -24,6 +24,7 @@ from minitransformer.kernels.simd import (
     load_some,
     sigmoid,
     splat,
+    store,
     store_some,
     sum_lanes,
     zeros,
@@ -35,29 +36,15 @@ _GELU_CUBIC = 0.044715
 
 
 @njit
-def _dot(a: Any, a0: Any, b: Any, b0: Any, n: Any) -> Any:
-    """sum a[a0 + i] * b[b0 + i] over i < n"""
-    total = zeros(a)
-    step = lanes(a)
-    whole = n - n % step
-    for i in range(0, whole, step):
-        total = fma(load(a, a0 + i), load(b, b0 + i), total)
-    if whole < n:
-        total = fma(load_some(a, a0 + whole, n - whole), load_some(b, b0 + whole, n - whole), total)
-    return sum_lanes(total)
+def _products(x: Any, x0: Any, flat: Any, w0: Any, rows: Any, n: Any, out: Any, out0: Any, bias: Any, add: Any) -> None:
+    """out[out0 + r] (+)= W[r] . x + bias[r], with W (rows, n) from flat[w0] and x (n,) from x[x0] on.
 
-
-@njit
-def _linear(x: Any, x0: Any, weight: Any, bias: Any, out: Any, out0: Any, add: Any) -> None:
-    """out[out0 + r] (+)= weight[r] . x[x0:] + bias[r]; four rows at once, which share what is read of x."""
-    n = weight.shape[1]
-    flat = weight.reshape(weight.size)
+    Four rows at once: they share what is read of x, and their sums do not wait for each other.
+    """
     step = lanes(flat)
     whole = n - n % step
-    rest = n - whole
-    rows = weight.shape[0]
     for r in range(0, rows - rows % 4, 4):
-        w = r * n
+        w = w0 + r * n
         s0, s1, s2, s3 = zeros(flat), zeros(flat), zeros(flat), zeros(flat)
         for i in range(0, whole, step):
             v = load(x, x0 + i)
@@ -65,25 +52,43 @@ def _linear(x: Any, x0: Any, weight: Any, bias: Any, out: Any, out0: Any, add: A
             s1 = fma(load(flat, w + n + i), v, s1)
             s2 = fma(load(flat, w + 2 * n + i), v, s2)
             s3 = fma(load(flat, w + 3 * n + i), v, s3)
-        if rest:
-            v = load_some(x, x0 + whole, rest)
-            s0 = fma(load_some(flat, w + whole, rest), v, s0)
-            s1 = fma(load_some(flat, w + n + whole, rest), v, s1)
-            s2 = fma(load_some(flat, w + 2 * n + whole, rest), v, s2)
-            s3 = fma(load_some(flat, w + 3 * n + whole, rest), v, s3)
-        _finish(out, out0 + r, sum_lanes(s0), bias, r, add)
-        _finish(out, out0 + r + 1, sum_lanes(s1), bias, r + 1, add)
-        _finish(out, out0 + r + 2, sum_lanes(s2), bias, r + 2, add)
-        _finish(out, out0 + r + 3, sum_lanes(s3), bias, r + 3, add)
+        a0, a1, a2, a3 = sum_lanes(s0), sum_lanes(s1), sum_lanes(s2), sum_lanes(s3)
+        for i in range(whole, n):
+            v = x[x0 + i]
+            a0 += flat[w + i] * v
+            a1 += flat[w + n + i] * v
+            a2 += flat[w + 2 * n + i] * v
+            a3 += flat[w + 3 * n + i] * v
+        if bias.size:
+            a0 += bias[r]
+            a1 += bias[r + 1]
+            a2 += bias[r + 2]
+            a3 += bias[r + 3]
+        o = out0 + r
+        if add:
+            a0 += out[o]
+            a1 += out[o + 1]
+            a2 += out[o + 2]
+            a3 += out[o + 3]
+        out[o] = a0
+        out[o + 1] = a1
+        out[o + 2] = a2
+        out[o + 3] = a3
     for r in range(rows - rows % 4, rows):
-        _finish(out, out0 + r, _dot(flat, r * n, x, x0, n), bias, r, add)
+        total = zeros(flat)
+        for i in range(0, whole, step):
+            total = fma(load(flat, w0 + r * n + i), load(x, x0 + i), total)
+        a = sum_lanes(total)
+        for i in range(whole, n):
+            a += flat[w0 + r * n + i] * x[x0 + i]
+        if bias.size:
+            a += bias[r]
+        out[out0 + r] = out[out0 + r] + a if add else a
 
 
 @njit
-def _finish(out: Any, i: Any, value: Any, bias: Any, r: Any, add: Any) -> None:
-    if bias.size:
-        value += bias[r]
-    out[i] = out[i] + value if add else value
+def _linear(x: Any, x0: Any, weight: Any, bias: Any, out: Any, out0: Any, add: Any) -> None:
+    _products(x, x0, weight.reshape(weight.size), 0, weight.shape[0], weight.shape[1], out, out0, bias, add)
 
 
 @njit
@@ -160,11 +165,11 @@ def _attend(
     T = q.dtype.type
     scale = T(1 / math.sqrt(D))
     top = T(-np.inf)
+    _products(q, q0, keys, base + first * D, S - first, D, scores, first, scores[:0], False)
     for j in range(first, S):
+        s = scale * scores[j] - T(slope * (S - 1 - j))
         if visible.size and not visible[row * S + j]:
-            scores[j] = T(-np.inf)
-            continue
-        s = scale * _dot(q, q0, keys, base + j * D, D) - T(slope * (S - 1 - j))
+            s = T(-np.inf)
         scores[j] = s
         top = s if not s <= top else top  # NaN too
     step = lanes(q)
@@ -177,11 +182,21 @@ def _attend(
         total = total + load_some(scores, j, S - j)  # what was stored: lanes behind the last key must not count
     sum_ = sum_lanes(total)
     inverse = T(1) / (T(1) if sum_ == 0 else sum_)
-    for i in range(0, D, step):
-        acc = zeros(q)
+    inverses = splat(inverse)
+    whole = D - D % step
+    for i in range(0, whole, step):
+        acc0, acc1 = zeros(q), zeros(q)  # two sums, so that none waits for the other
+        for j in range(first, S - 1, 2):
+            acc0 = fma(broadcast(scores, j), load(values, base + j * D + i), acc0)
+            acc1 = fma(broadcast(scores, j + 1), load(values, base + (j + 1) * D + i), acc1)
+        if (S - first) % 2:
+            acc0 = fma(broadcast(scores, S - 1), load(values, base + (S - 1) * D + i), acc0)
+        store(out, out0 + i, (acc0 + acc1) * inverses)
+    for i in range(whole, D):
+        a = T(0)
         for j in range(first, S):
-            acc = fma(broadcast(scores, j), load_some(values, base + j * D + i, D - i), acc)
-        store_some(out, out0 + i, D - i, acc * splat(inverse))
+            a += scores[j] * values[base + j * D + i]
+        out[out0 + i] = a * inverse
 
 
 @kernel(
