@@ -12,6 +12,7 @@ from io import TextIOWrapper
 from minitransformer.cli.parser import parser
 from minitransformer.cli.verbs import say
 from minitransformer.errors import ConfigError, DataError, MiniTransformerError, NonFiniteError
+from minitransformer.kernels import announcers
 
 __all__ = ["main"]
 
@@ -28,7 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with _plain_stdout(), warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: say(f"minitransformer: {message}")
             arguments = parser().parse_args(argv)
-            return arguments.run(arguments)
+            with _compilation_announced():
+                return arguments.run(arguments)
     except KeyboardInterrupt:
         say("\nminitransformer: interrupted")
         return 130
@@ -70,6 +72,22 @@ def _reopen_closed_streams() -> None:
         sys.stdout = os.fdopen(1, "w", encoding="utf-8")
     if sys.stderr is None:
         sys.stderr = os.fdopen(2, "w", encoding="utf-8")
+
+
+@contextmanager
+def _compilation_announced() -> Iterator[None]:
+    """Say what is being compiled, above a progress bar if there is one: the first run on a machine seems to hang."""
+
+    def announce(name: str) -> None:
+        from tqdm import tqdm
+
+        tqdm.write(f"compiling {name}, once for this machine and version", file=sys.stderr)
+
+    announcers.append(announce)
+    try:
+        yield
+    finally:
+        announcers.remove(announce)
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from numba.core.registry import cpu_target
 from numba.core.serialize import dumps
 
 from minitransformer.errors import DTypeError
-from minitransformer.kernels import FAMILIES
+from minitransformer.kernels import FAMILIES, announcers
 from minitransformer.kernels.store import folder_of, key_of, read_checked, write_checked
 
 DTYPES = (numba.float32, numba.float64)
@@ -80,6 +80,8 @@ class _KernelCache(_Cache):
         file = self._file(sig)
         data = None if file is None else read_checked(file)
         if data is None:
+            for announce in announcers:
+                announce(self.name)
             return None
         target_context.refresh()
         # A pickle, but one that this user wrote in a folder closed to all others: see store.py.

@@ -265,6 +265,12 @@ def test_other_types_are_refused_rather_than_compiled() -> None:
     assert len(cpu._add_l1.signatures) <= 2
 
 
+def test_what_is_about_to_be_compiled_is_announced_and_what_is_loaded_is_not(copied: Path) -> None:
+    call = "from minitransformer import kernels\nkernels.announcers.append(print)\n" + CALL
+    assert python(call, copied).split() == ["probe.probe", "11.0", "0"]
+    assert python(call, copied).split() == ["11.0", "1"]
+
+
 def test_only_functions_that_the_key_covers_are_kernels() -> None:
     def outside(x: Any) -> Any:
         return x
