@@ -9,10 +9,11 @@ import numpy as np
 
 from minitransformer import functional as F
 from minitransformer import random
-from minitransformer.autograd import Tensor, as_array
+from minitransformer.autograd import Tensor, as_array, is_grad_enabled
 from minitransformer.checks import check_size, shown
 from minitransformer.errors import AllocationError, ConfigError, DTypeError, RangeError, ShapeError
 from minitransformer.generate import generate
+from minitransformer.kernels.decode.step import Step
 from minitransformer.memory import total_memory
 from minitransformer.models.base import Model, ModelOutput
 from minitransformer.models.gpt_block import GPTBlock, norm_of
@@ -22,8 +23,10 @@ from minitransformer.nn.embedding import Embedding
 from minitransformer.nn.kv_cache import KVCache
 from minitransformer.nn.linear import Linear
 from minitransformer.ops.loss import check_targets
+from minitransformer.ops.position import angles
 
 INIT_STD = 0.02  # of all weights; residual projections are scaled down by the number of residual sums
+_FEW = 16  # rows up to which reading the weights once a row costs no more than matrix products do
 
 
 class GPT(Model):
@@ -143,12 +146,50 @@ class GPT(Model):
         elif config.positions == "sinusoidal":
             x = x + self._sinusoids[positions].astype(x.dtype)
         x = self.dropout(x)
-        for layer, block in enumerate(self.blocks):
-            x = block(x, **attention, cache_layer=layer)
+        if cache is not None and self._can_step(x):
+            x = self._step(x, cache, positions, None if key_mask is None else key_mask[:, 0, 0], reach)
+        else:
+            for layer, block in enumerate(self.blocks):
+                x = block(x, **attention, cache_layer=layer)
         if cache is not None:
             cache.advance(T)
         x = self.norm(x)
         return F.linear(x, self.wte.weight) if config.tie_weights else self.head(x)  # (B, T, V)
+
+    def _can_step(self, x: Tensor) -> bool:
+        """Whether the blocks take x (B, T, C) as one token a row: few rows, no gradients, no dropout."""
+        B, T, _ = x.shape
+        dropped = self.training and self.config.dropout
+        return (
+            T == 1
+            and B <= _FEW
+            and not (dropped or is_grad_enabled() or x.dtype.kind == "c")
+            and all(block.runs_by_hand() for block in self.blocks)
+        )
+
+    def _step(self, x: Tensor, cache: KVCache, positions: np.ndarray, visible: np.ndarray | None, reach: int) -> Tensor:
+        """x (B, 1, C) through the blocks, one compiled call each; to rounding what the blocks compute."""
+        config = self.config
+        rows = np.array(x.data[:, 0])  # (B, C), written to
+        rotation = None
+        if config.positions == "rope":
+            tables = angles(positions, config.n_embd // config.n_head, rows.dtype)  # (1, D/2) or (B, 1, 1, D/2)
+            D2 = tables[0].shape[-1]
+            cos, sin = (np.broadcast_to(table.reshape(-1, D2), (len(rows), D2)) for table in tables)
+            rotation = cos, sin
+        step = Step(
+            num_heads=config.n_head,
+            stored=cache.stored,
+            norm=config.norm,
+            activation="gelu_tanh" if config.ffn == "gelu" else config.ffn,
+            reach=reach if config.window is not None or cache.length + 1 > config.block_size else None,
+            visible=visible,
+            slopes=self._alibi,
+            rotation=rotation,
+        )
+        for layer, block in enumerate(self.blocks):
+            block.step(rows, cache.keys[layer], cache.values[layer], step)
+        return Tensor(rows[:, None])
 
     def num_targets(self, **batch: Any) -> int:
         """How many tokens of `targets`, or of `labels` from the second on, are not -100."""

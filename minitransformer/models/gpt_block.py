@@ -7,22 +7,18 @@ from typing import Any
 import numpy as np
 
 from minitransformer import kernels, random
-from minitransformer.autograd import OPS, Parameter, Tensor, is_grad_enabled, watching
+from minitransformer.autograd import OPS, Parameter, Tensor, watching
 from minitransformer.kernels.decode.step import Step, Weights
 from minitransformer.models.gpt_config import GPTConfig
 from minitransformer.nn.attention import MultiHeadAttention
 from minitransformer.nn.dropout import Dropout, call_site
 from minitransformer.nn.feed_forward import FeedForward
-from minitransformer.nn.kv_cache import KVCache
 from minitransformer.nn.linear import Linear
 from minitransformer.nn.module import Module
 from minitransformer.nn.norm import LayerNorm, RMSNorm
 from minitransformer.ops.attention import make_problem
 from minitransformer.ops.gpt_block import BlockOptions
-from minitransformer.ops.position import angles
 from minitransformer.random import DrawKey
-
-_FEW = 16  # rows up to which reading the weights once a row costs no more than matrix products do
 
 
 def norm_of(config: GPTConfig) -> LayerNorm | RMSNorm:
@@ -44,19 +40,9 @@ class GPTBlock(Module):
         self.dropout2 = Dropout(config.dropout)
 
     def forward(self, x: Tensor, **attention: Any) -> Tensor:
-        """The block by hand where it can be, one token by one compiled call, and composed otherwise.
-
-        A cache has no gradient, so what fills it is composed where gradients are recorded, and where there is more
-        than one token.
-        """
-        if not self.runs_by_hand():
-            return self.composed(x, **attention)
-        if attention["cache"] is None:
+        """By hand where that can be. A cache has no gradient, so what fills it is composed."""
+        if attention["cache"] is None and self.runs_by_hand():
             return self.by_hand(x, **attention)
-        B, T, _ = x.shape
-        dropped = self.training and (self.attn.dropout_rate or self.dropout1.p or self.dropout2.p)
-        if T == 1 and B <= _FEW and not (dropped or is_grad_enabled() or x.dtype.kind == "c"):
-            return self.step(x, **attention)
         return self.composed(x, **attention)
 
     def runs_by_hand(self) -> bool:
@@ -125,43 +111,12 @@ class GPTBlock(Module):
         )
         return OPS["gpt_block"](x, *self._weights(), options=options)
 
-    def step(
-        self,
-        x: Tensor,
-        *,
-        attn_mask: np.ndarray | None,
-        window_size: tuple[int, int] | None,
-        alibi_slopes: np.ndarray | None,
-        rope_positions: np.ndarray | None,
-        cache: KVCache,
-        cache_layer: int,
-        **_: Any,
-    ) -> Tensor:
-        """One token a row, (B, 1, C), to rounding as `composed`: its key and value go to the cache. No gradient."""
-        rows = np.array(x.data[:, 0])  # (B, C), to be written to
-        weights = Weights(*(None if p is None else p.data for p in self._weights()))
-        rotation = None
-        if rope_positions is not None:
-            cos, sin = angles(rope_positions, self.attn.head_width, rows.dtype)  # (1, D/2) or (B, 1, 1, D/2)
-            shape = len(rows), cos.shape[-1]
-            rotation = (
-                np.broadcast_to(cos.reshape(-1, shape[1]), shape),
-                np.broadcast_to(sin.reshape(-1, shape[1]), shape),
-            )
-        step = Step(
-            num_heads=self.attn.num_heads,
-            stored=cache.stored,
-            norm="rms" if isinstance(self.norm1, RMSNorm) else "layer",
-            eps=self.norm1.eps,
-            activation=self.ffn.activation,
-            reach=None if window_size is None else window_size[0],
-            visible=None if attn_mask is None else attn_mask[:, 0, 0],
-            slopes=alibi_slopes,
-            rotation=rotation,
-        )
-        kernel = kernels.serve("decode", rows)
-        kernel.block_step(rows, weights, cache.keys[cache_layer], cache.values[cache_layer], step)
-        return Tensor(rows[:, None])
+    def step(self, rows: np.ndarray, keys: np.ndarray, values: np.ndarray, step: Step) -> None:
+        """One token a row, `rows` (B, C), in place and without gradient; its key and value go to the cache."""
+        if step.eps != self.norm1.eps:
+            step = step._replace(eps=self.norm1.eps)
+        arrays: Any = (None if p is None else p.data for p in self._weights())
+        kernels.serve("decode", rows).block_step(rows, Weights(*arrays), keys, values, step)
 
     def _weights(self) -> tuple[Parameter | None, ...]:
         """The parameters in the order of `BlockWeights`."""
