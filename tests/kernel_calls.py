@@ -10,6 +10,7 @@ import numpy as np
 from minitransformer.kernels.attention import reference as attention
 from minitransformer.kernels.decode.step import Step, Weights
 from minitransformer.kernels.rowwise import reference as rowwise
+from minitransformer.random import DrawKey
 from minitransformer.testing.calls import attended
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]  # positional arguments, and settings by name
@@ -203,7 +204,7 @@ CALLS: dict[str, dict[str, Callable[..., list[Call]]]] = {
         "gelu_forward": _elementwise(1),
         "gelu_backward": _elementwise(2),
         "gelu_tanh_forward": _elementwise(1),
-        "gelu_tanh_backward": _elementwise(3),
+        "gelu_tanh_backward": _elementwise(2),
         "add_bias_gelu_tanh": _or_none(_rows("NC", "C"), 1),
         "gelu_tanh_bias_backward": _rows("NC", "NC"),
         "relu_forward": _elementwise(1),
@@ -216,6 +217,12 @@ CALLS: dict[str, dict[str, Callable[..., list[Call]]]] = {
         "silu_backward": _elementwise(2),
         "swiglu_forward": _elementwise(2),
         "swiglu_backward": _elementwise(3),
+        "dropout_forward": lambda rng, dtype: [
+            ((x, 0.3, DrawKey(2**40 + 1, 2, 3, 4)), {}) for (x,), _ in _elementwise(1)(rng, dtype)
+        ],
+        "dropout_backward": lambda rng, dtype: [
+            ((x, rng.random(x.shape) < 0.7, 1 / 0.7), {}) for (x,), _ in _elementwise(1)(rng, dtype)
+        ],
     },
     "rowwise": {
         "softmax_forward": _rows("NC"),

@@ -52,6 +52,8 @@ ATTENTION: Stage = ["tests/ops/test_ops_attention_refusals.py", "tests/ops/test_
 GRADIENTS: Stage = ["tests/test_gradients.py"]
 MODELS: Stage = ["tests/nn", "tests/models/test_gpt.py", "tests/models/test_generate.py"]
 PEERS: Stage = ["tests/peers/test_ops_torch.py", "tests/peers/test_attention_torch.py"]
+COMPILED_ROWS: Stage = ["tests/kernels/test_rowwise_cpu.py", "tests/kernels/test_pointwise_cpu.py"]
+COMPILED_ATTENTION: Stage = ["tests/kernels/test_attention_cpu.py"]
 OPTIMIZERS: list[Stage] = [
     [
         "tests/kernels/test_optimizer.py",
@@ -81,6 +83,7 @@ STAGES: dict[str, list[Stage]] = {
     ],
     "ops/dropout.py": [LAYERS, of_ops("dropout"), MODELS],
     "ops/embedding.py": [LAYERS, of_ops("embedding"), ["tests/models/test_gpt_messages.py"], MODELS],
+    "ops/gpt_block.py": [["tests/models/test_gpt_block.py"], of_ops("gpt_block"), MODELS],
     "ops/linear.py": [LAYERS, of_ops("linear", "matmul", "einsum", "products"), TENSORS, PEERS],
     "ops/loss.py": [LAYERS, of_ops("loss", "kl_div", "cross_entropy"), ["tests/models/test_gpt.py"], PEERS],
     "ops/norm.py": [LAYERS, of_ops("norm"), PEERS],
@@ -88,6 +91,9 @@ STAGES: dict[str, list[Stage]] = {
     "ops/reduce.py": [TENSORS, GRADIENTS, PEERS],
     "ops/shape.py": [TENSORS, GRADIENTS, PEERS],
     "kernels/__init__.py": [["tests/test_kernels_dispatch.py"], GRADIENTS],
+    "kernels/simd.py": [["tests/kernels/test_simd.py"], COMPILED_ROWS, COMPILED_ATTENTION],
+    "kernels/attention/cpu.py": [COMPILED_ATTENTION, of_ops("attention"), MODELS],
+    "kernels/attention/tiles.py": [COMPILED_ATTENTION, of_ops("attention"), MODELS],
     "kernels/attention/mods.py": [
         ["tests/kernels/test_mods.py"],
         of_ops("attention"),
@@ -112,8 +118,8 @@ def stages_of(file: str, mutant: Mutant) -> list[Stage]:
     return [*([of_ops(f"test_op[{own[1]}-")] if own else []), *STAGES[file]]
 
 
-# No numbers are made there: they keep compiled kernels on disk, and have tests of their own.
-NO_NUMBERS = {"kernels/compiled.py", "kernels/store.py"}
+# No numbers are made there: they keep compiled kernels on disk, or refuse arrays, and have tests of their own.
+NO_NUMBERS = {"kernels/compiled.py", "kernels/store.py", "kernels/entrance.py"}
 # How many elements are looked at together, in any number of which the sum is the same to rounding.
 SPEED = frozenset({"CHUNK", "LANES"})
 

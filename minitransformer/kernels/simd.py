@@ -24,35 +24,42 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import extending, njit, types
 from numba.core import cgutils
 from numba.core.registry import cpu_target
-from numba.extending import intrinsic, models, overload, register_model
+from numba.extending import models, overload, register_model
 
 __all__ = [
+    "absolute",
     "broadcast",
     "constant",
     "exp",
+    "exp_low",
     "first_lanes",
     "fma",
     "lanes",
     "load",
     "load_some",
-    "load_until",
+    "load_up_to",
+    "log",
     "max_lanes",
     "maximum",
     "minimum",
+    "polynomial",
     "select_less",
     "sigmoid",
     "splat",
     "store",
     "store_some",
-    "store_until",
+    "store_up_to",
     "sum_lanes",
     "tanh",
     "zeros",
 ]
+
+intrinsic: Any = extending.intrinsic  # untyped: what it makes has other arguments than what it is given
 
 _INT = ir.IntType(32)
 
@@ -219,19 +226,19 @@ def zeros(typingctx: Any, array: Any) -> Any:
     return vector(array), lambda context, builder, sig, args: _constant(context.get_value_type(vector), 0.0)
 
 
-@njit  # type: ignore[untyped-decorator]
-def load_until(array: Any, i: Any, end: Any) -> Any:
-    """`load`, but what lies at `end` and behind it is 0 and not touched: one loop over a row of any length."""
-    return load(array, i) if i + lanes(array) <= end else load_some(array, i, end - i)
+@njit
+def load_up_to(array: Any, i: Any, n: Any) -> Any:
+    """`load`, or `load_some` where fewer than a register are left: n numbers. One loop then does for any length."""
+    return load(array, i) if n >= lanes(array) else load_some(array, i, n)
 
 
-@njit  # type: ignore[untyped-decorator]
-def store_until(array: Any, i: Any, end: Any, x: Any) -> Any:
-    """`store`, but nothing is written at `end` and behind it."""
-    if i + lanes(array) <= end:
+@njit
+def store_up_to(array: Any, i: Any, n: Any, x: Any) -> Any:
+    """`store`, or `store_some` where fewer than a register are left: n numbers."""
+    if n >= lanes(array):
         store(array, i, x)
     else:
-        store_some(array, i, end - i, x)
+        store_some(array, i, n, x)
 
 
 @intrinsic
@@ -273,9 +280,10 @@ def _operation(symbol: Any, emit: Callable[..., Any]) -> None:
 
     @overload(symbol)
     def operate(a: Any, b: Any) -> Any:
-        if isinstance(a, Vector) and a == b:
-            return lambda a, b: function(a, b)
-        return None
+        def implementation(a: Any, b: Any) -> Any:  # Numba wants the very signature of `operate`
+            return function(a, b)
+
+        return implementation if isinstance(a, Vector) and a == b else None
 
 
 _operation(operator.add, lambda builder, a, b: builder.fadd(a, b))
@@ -294,6 +302,18 @@ def fma(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
         return _call(builder, f"llvm.fma.{_suffix(a)}", context.get_value_type(a), args)
 
     return a(a, a, a), emit
+
+
+@intrinsic
+def absolute(typingctx: Any, a: Any) -> Any:
+    """a without its sign."""
+    if not isinstance(a, Vector):
+        return None
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return _call(builder, f"llvm.fabs.{_suffix(a)}", context.get_value_type(a), args)
+
+    return a(a), emit
 
 
 @intrinsic
@@ -362,6 +382,7 @@ _TERMS = {32: 7, 64: 13}  # of the series: the next one is below half a unit in 
 _LOWEST = {32: -86.0, 64: -707.0}  # exp of less is 0: below, numbers soon have fewer bits
 _HIGHEST = {32: 88.72283935546875, 64: 709.782712893384}  # exp of more is infinite
 _LOG2 = {32: (0.693147182464599609375, -1.904654299957768e-9), 64: (math.log(2), 2.3190468138462996e-17)}  # and rest
+_ODD_TERMS = {32: 11, 64: 23}  # of artanh's series: the power of the last
 _EXPONENT = {32: (23, 127), 64: (52, 1023)}  # how many bits the exponent is to be shifted by, and its bias
 
 
@@ -388,8 +409,8 @@ class _Code:
         shift, bias = _EXPONENT[self.bits]
         integers = ir.VectorType(ir.IntType(self.bits), self.vt.count)
         # Beside a number this large there is no room for a fraction: adding it rounds to whole numbers, which then
-        # are the last bits of the sum.
-        large = self.constant(1.5 * 2**shift)
+        # are the last bits of the sum, with the bias that makes an exponent of them.
+        large = self.constant(1.5 * 2**shift + bias - below)
         sum_ = self.fma(x, self.constant(1 / math.log(2)), large)
         n = self.builder.fsub(sum_, large)
         r = x
@@ -399,10 +420,8 @@ class _Code:
         for k in range(_TERMS[self.bits] - 1, 1, -1):
             p = self.fma(p, r, self.constant(1 / math.factorial(k)))
         q = self.fma(self.builder.fmul(p, r), r, r)
-        exponent = self.builder.shl(
-            self.builder.bitcast(sum_, integers), ir.Constant(integers, [shift] * self.vt.count)
-        )
-        exponent = self.builder.add(exponent, ir.Constant(integers, [(bias - below) << shift] * self.vt.count))
+        bits = self.builder.bitcast(sum_, integers)
+        exponent = self.builder.shl(bits, ir.Constant(integers, [shift] * self.vt.count))
         return q, self.builder.bitcast(exponent, self.vt)
 
     def exp(self, x: Any) -> Any:
@@ -413,6 +432,44 @@ class _Code:
         y = self.builder.select(self.builder.fcmp_ordered("<", x, self.constant(low)), self.constant(0.0), y)
         beyond = self.builder.fcmp_ordered(">", x, self.constant(high))
         return self.builder.select(beyond, self.constant(math.inf), y)
+
+    def exp_low(self, x: Any) -> Any:
+        """With no regard to what is too large."""
+        below = self.builder.fcmp_ordered("<", x, self.constant(_LOWEST[self.bits]))
+        q, power = self.expm1(x, 0)
+        return self.builder.select(below, self.constant(0.0), self.fma(q, power, power))
+
+    def log(self, x: Any) -> Any:
+        """With x = 2**n m and m from sqrt(1/2) to sqrt(2), n log(2) + 2 artanh(r), r = (m - 1) / (m + 1)."""
+        shift, bias = _EXPONENT[self.bits]
+        integers, builder = ir.VectorType(ir.IntType(self.bits), self.vt.count), self.builder
+
+        def whole(value: int) -> Any:
+            return ir.Constant(integers, [value] * self.vt.count)
+
+        # Numbers below the normal ones are scaled up, by an even power of 2 so that nothing is rounded.
+        tiny = builder.fcmp_ordered("<", x, self.constant(2.0 ** (1 - bias)))
+        normal = builder.select(tiny, builder.fmul(x, self.constant(2.0 ** (shift + 1))), x)
+        bits = builder.bitcast(normal, integers)
+        root = int(np.array(math.sqrt(0.5), f"f{self.bits // 8}").view(f"i{self.bits // 8}"))
+        n = builder.ashr(builder.sub(bits, whole(root)), whole(shift))
+        m = builder.bitcast(builder.sub(bits, builder.shl(n, whole(shift))), self.vt)
+        one = self.constant(1.0)
+        r = builder.fdiv(builder.fsub(m, one), builder.fadd(m, one))
+        square, p = builder.fmul(r, r), self.constant(0.0)
+        for k in range(_ODD_TERMS[self.bits], 1, -2):
+            p = self.fma(p, square, self.constant(2 / k))
+        n = builder.sitofp(n, self.vt)
+        n = builder.fsub(n, builder.select(tiny, self.constant(shift + 1), self.constant(0.0)))
+        high, low = _LOG2[self.bits]
+        double = builder.fadd(r, r)
+        rest = self.fma(n, self.constant(low), builder.fmul(builder.fmul(p, square), r))
+        y = self.fma(n, self.constant(high), builder.fadd(double, rest))
+        infinity = self.constant(math.inf)
+        y = builder.select(builder.fcmp_unordered("<", x, infinity), y, x)  # infinity stays
+        y = builder.select(builder.fcmp_ordered("==", x, self.constant(0.0)), self.constant(-math.inf), y)
+        nan = builder.fcmp_unordered("<", x, self.constant(0.0))  # NaN stays too
+        return builder.select(nan, self.constant(math.nan), y)
 
     def sigmoid(self, x: Any) -> Any:
         one = self.constant(1.0)
@@ -440,5 +497,25 @@ def _function(emit: Callable[[_Code, Any], Any]) -> Any:
 
 
 exp = _function(_Code.exp)
+exp_low = _function(_Code.exp_low)  # exp where nothing is so large that exp overflows, as in a softmax: faster
+log = _function(_Code.log)
 sigmoid = _function(_Code.sigmoid)
 tanh = _function(_Code.tanh)
+
+
+@intrinsic
+def polynomial(typingctx: Any, x: Any, for32: Any, for64: Any) -> Any:
+    """terms[0] + terms[1] x + terms[2] x**2 + ...: `for32` are the terms for float32, `for64` those for float64."""
+    if not isinstance(x, Vector) or not all(isinstance(t, types.UniTuple) for t in (for32, for64)):
+        return None
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        code = _Code(builder, x, context.get_value_type(x))
+        terms = cgutils.unpack_tuple(builder, args[1 if code.bits == 32 else 2])
+        p = code.constant(0.0)
+        for term in reversed(terms):
+            scalar = context.cast(builder, term, types.float64, x.scalar)
+            p = code.fma(p, args[0], _spread(builder, code.vt, scalar))
+        return p
+
+    return x(x, for32, for64), emit

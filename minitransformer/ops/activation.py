@@ -23,7 +23,7 @@ class Elementwise(NamedTuple):
 
 class Gelu(NamedTuple):
     x: np.ndarray  # at least 1-d: arithmetic on 0-d arrays yields NumPy scalars, which kernels cannot fill
-    tanh: np.ndarray | None  # of the tanh form
+    tanh: bool  # which form
     kernel: ModuleType
 
 
@@ -99,18 +99,14 @@ def gelu_forward(x: np.ndarray, *, approximate: str = "none") -> tuple[np.ndarra
     check_float("gelu", x=x)
     check_choice("gelu", "approximate", approximate, ("none", "tanh"))
     kernel = kernels.serve("pointwise", x)
-    if approximate == "tanh":
-        out, tanh = kernel.gelu_tanh_forward(np.atleast_1d(x))
-        return out.reshape(x.shape), Gelu(np.atleast_1d(x), tanh, kernel)
-
-    return kernel.gelu_forward(np.atleast_1d(x)).reshape(x.shape), Gelu(np.atleast_1d(x), None, kernel)
+    saved = Gelu(np.atleast_1d(x), approximate == "tanh", kernel)
+    out = kernel.gelu_tanh_forward(saved.x) if saved.tanh else kernel.gelu_forward(saved.x)
+    return out.reshape(x.shape), saved
 
 
 def gelu_backward(dout: np.ndarray, saved: Gelu) -> tuple[np.ndarray]:
-    rows = np.atleast_1d(dout)
-    if saved.tanh is None:
-        return (saved.kernel.gelu_backward(rows, saved.x).reshape(dout.shape),)
-    return (saved.kernel.gelu_tanh_backward(rows, saved.x, saved.tanh).reshape(dout.shape),)
+    backward = saved.kernel.gelu_tanh_backward if saved.tanh else saved.kernel.gelu_backward
+    return (backward(np.atleast_1d(dout), saved.x).reshape(dout.shape),)
 
 
 def swiglu_forward(gate: np.ndarray, up: np.ndarray) -> tuple[np.ndarray, Gated]:

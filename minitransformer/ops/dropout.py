@@ -33,13 +33,12 @@ def dropout_forward(x: np.ndarray, *, p: float, key: DrawKey) -> tuple[np.ndarra
     check_float("dropout", x=x)
     p = check_rate("dropout", p)
     kernel = kernels.serve("pointwise", x)
-    keep = kernel.keep_mask(x.shape, p, key)
-    scale = 1 / (1 - p)
-    return np.where(keep, x * scale, x.dtype.type(0)), Dropped(keep, scale, kernel)
+    out, keep = kernel.dropout_forward(x, p, key)
+    return out, Dropped(keep, 1 / (1 - p), kernel)
 
 
 def dropout_backward(dout: np.ndarray, saved: Dropped) -> tuple[np.ndarray]:
-    return (np.where(saved.keep, dout * saved.scale, dout.dtype.type(0)),)
+    return (saved.kernel.dropout_backward(dout, saved.keep, saved.scale),)
 
 
 register("dropout", dropout_forward, dropout_backward)

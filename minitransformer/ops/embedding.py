@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
 
+from minitransformer import kernels
 from minitransformer.autograd import check_arrays, register
 from minitransformer.errors import DTypeError, RangeError, ShapeError
 
@@ -13,6 +15,7 @@ from minitransformer.errors import DTypeError, RangeError, ShapeError
 class Lookup(NamedTuple):
     shape: tuple[int, int]
     ids: np.ndarray
+    kernel: ModuleType
 
 
 def check_ids(op: str, ids: np.ndarray, vocab_size: int) -> None:
@@ -42,7 +45,7 @@ def embedding_forward(weight: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, 
     check_ids("embedding", ids, weight.shape[0])
     if ids.ndim == 64:  # no array has more axes
         raise ShapeError("embedding", f"ids have {ids.ndim} axes, expected less", "Reshape them")
-    return np.take(weight, ids, axis=0), Lookup(weight.shape, ids)
+    return np.take(weight, ids, axis=0), Lookup(weight.shape, ids, kernels.serve("rowwise", weight))
 
 
 def embedding_backward(dout: np.ndarray, saved: Lookup) -> tuple[np.ndarray]:
@@ -50,14 +53,7 @@ def embedding_backward(dout: np.ndarray, saved: Lookup) -> tuple[np.ndarray]:
     vocab_size, width = saved.shape
     ids = saved.ids.reshape(-1)
     drows = np.ascontiguousarray(dout).reshape(ids.size, width)
-    dweight = np.zeros((vocab_size, width), dout.dtype)
-    if ids.size:
-        # Sorting groups equal ids into runs; reduceat then sums each run in one pass over memory.
-        order = np.argsort(ids, kind="stable")
-        grouped = ids[order]
-        starts = np.flatnonzero(np.r_[True, grouped[1:] != grouped[:-1]])
-        dweight[grouped[starts]] = np.add.reduceat(drows[order], starts, axis=0)
-    return (dweight,)
+    return (saved.kernel.embedding_backward(drows, ids, vocab_size),)
 
 
 register("embedding", embedding_forward, embedding_backward)

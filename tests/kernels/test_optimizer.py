@@ -177,6 +177,8 @@ PACKED = """
 import re
 from minitransformer.kernels.compiled import all_kernels
 for job in all_kernels():
+    if not job.name.startswith("optimizer."):
+        continue
     assert job.run(), "it was compiled before: then its assembly is not kept"
     packed = re.findall(r"\\bv?(?:sqrt|div|mul|add|sub)p[sd]\\b", job.dispatcher.inspect_asm(job.signature.args))
     print(job.name, *sorted({name.removeprefix("v") for name in packed}))

@@ -1,6 +1,6 @@
 """Elementwise kernels in NumPy: the specification. Any shape; complex-clean forwards.
 
-Backwards recompute what is cheap and take what is not (the tanh of GELU) from forward.
+Backwards recompute what they need from the input or the output: that costs less than to write and read it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from minitransformer.random import keep_mask  # noqa: F401  (the specification of this family's dropout)
+from minitransformer.random import DrawKey, keep_mask
 
 # Rational minimax approximations of erf and erfc by W. J. Cody, "Rational Chebyshev approximation for
 # the error function", Math. Comp. 23 (1969): coefficients from the highest power down.
@@ -83,21 +83,26 @@ def gelu_backward(dout: np.ndarray, x: np.ndarray) -> np.ndarray:
     return dout * (0.5 * (1 + erf(x / math.sqrt(2))) + x * density)
 
 
-def gelu_tanh_forward(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), the form of GPT-2, and its tanh."""
+def gelu_tanh_forward(x: np.ndarray) -> np.ndarray:
+    """x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), the form of GPT-2."""
+    out = _gelu_tanh(x)
+    out += 1
+    out *= x
+    out *= 0.5
+    return out
+
+
+def _gelu_tanh(x: np.ndarray) -> np.ndarray:
     tanh = x * x
     tanh *= _GELU_SCALE * _GELU_CUBIC
     tanh += _GELU_SCALE
     tanh *= x
-    np.tanh(tanh, out=tanh)
-    out = tanh + 1
-    out *= x
-    out *= 0.5
-    return out, tanh
+    return np.tanh(tanh, out=tanh)
 
 
-def gelu_tanh_backward(dout: np.ndarray, x: np.ndarray, tanh: np.ndarray) -> np.ndarray:
-    """dx = dout/2 (1 + t + x (1 - t^2) u'), u' the derivative of the argument of the tanh."""
+def gelu_tanh_backward(dout: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """dx = dout/2 (1 + t + x (1 - t^2) u'), u' the derivative of the argument of the tanh t."""
+    tanh = _gelu_tanh(x)
     slope = x * x
     slope *= 3 * _GELU_SCALE * _GELU_CUBIC
     slope += _GELU_SCALE
@@ -116,12 +121,12 @@ def add_bias_gelu_tanh(x: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
     """gelu_tanh(x + bias) of rows (N, F). The sum is written over x: the backward is computed from it alone."""
     if bias is not None:
         x += bias
-    return gelu_tanh_forward(x)[0]
+    return gelu_tanh_forward(x)
 
 
 def gelu_tanh_bias_backward(dout: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """dx, written over `dout`, and dbias (F,), where x is the sum that `add_bias_gelu_tanh` left."""
-    dout[...] = gelu_tanh_backward(dout, x, gelu_tanh_forward(x)[1])
+    dout[...] = gelu_tanh_backward(dout, x)
     return dout, dout.sum(axis=0)
 
 
@@ -173,3 +178,14 @@ def swiglu_forward(gate: np.ndarray, up: np.ndarray) -> np.ndarray:
 def swiglu_backward(dout: np.ndarray, gate: np.ndarray, up: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """dgate = dout up silu'(gate), dup = dout silu(gate)"""
     return silu_backward(dout * up, gate), dout * silu_forward(gate)
+
+
+def dropout_forward(x: np.ndarray, p: float, key: DrawKey) -> tuple[np.ndarray, np.ndarray]:
+    """x / (1 - p) where kept, 0 elsewhere; and what is kept, `random.keep_mask` of `key`."""
+    keep = keep_mask(x.shape, p, key)
+    return dropout_backward(x, keep, 1 / (1 - p)), keep
+
+
+def dropout_backward(dout: np.ndarray, keep: np.ndarray, scale: float) -> np.ndarray:
+    """dx = dout scale where kept, scale being 1 / (1 - p)"""
+    return np.where(keep, dout * scale, dout.dtype.type(0))

@@ -1,0 +1,300 @@
+"""Compiled attention against the reference: every option, every size, the same bits however tasks are spread."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from guarded import CONTIGUOUS, guarded, needs_guard_pages
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minitransformer import functional as F
+from minitransformer import kernels
+from minitransformer.kernels.attention import cpu, reference
+from minitransformer.kernels.attention.problem import Problem
+from minitransformer.ops.attention import attention_forward
+from minitransformer.random import DrawKey
+from minitransformer.testing import check_backends, gradcheck, strategies
+from minitransformer.testing.attention_problem import AttentionProblem
+
+DTYPES = [np.float32, np.float64]
+ZERO = np.zeros(1, np.int64)
+KEY = DrawKey(seed=2**40 + 3, step=7, site=2**31 + 5, first_row=4)
+
+
+def normal(*shape: int, seed: int = 0, dtype: Any = np.float64) -> np.ndarray:
+    return np.random.default_rng([seed, *shape]).standard_normal(shape).astype(dtype)
+
+
+def arrays(B: int, H: int, K: int, T: int, S: int, D: int, E: int, dtype: Any = np.float64) -> tuple[np.ndarray, ...]:
+    """dout, dlse, q, k, v"""
+    shapes = (B, H, T, E), (B, H, T), (B, H, T, D), (B, K, S, D), (B, K, S, E)
+    return tuple(normal(*shape, seed=n, dtype=dtype) for n, shape in enumerate(shapes))
+
+
+def both(module: Any, given_: tuple[np.ndarray, ...], bias: np.ndarray | None, problem: Problem) -> list[np.ndarray]:
+    """out, lse, dq, dk, dv and dbias, all by one implementation."""
+    dout, dlse, q, k, v = given_
+    out, lse = module.forward(q, k, v, bias, problem)
+    gradients = module.backward(dout, dlse, q, k, v, bias, out, lse, problem)
+    return [out, lse, *(g for g in gradients if g is not None)]
+
+
+def assert_close(ours: list[np.ndarray], theirs: list[np.ndarray], factor: float = 64) -> None:
+    assert len(ours) == len(theirs)
+    for x, y in zip(ours, theirs, strict=True):
+        assert x.dtype == y.dtype and x.shape == y.shape
+        finite = y[np.isfinite(y)]
+        scale = max(1.0, float(abs(finite).max(initial=0)))
+        np.testing.assert_allclose(x, y, rtol=0, atol=factor * float(np.finfo(y.dtype).eps) * scale)
+
+
+@given(strategies.attention_problems(max_len=40, max_dim=20))
+@settings(deadline=None)
+def test_drawn_problems_by_the_2x_rule(problem: AttentionProblem) -> None:
+    options = dict(problem.options)
+    mask = [options.pop("attn_mask")] if "attn_mask" in options else []
+    arrays = problem.q, problem.k, problem.v
+    report = check_backends(F.scaled_dot_product_attention, *arrays, *mask, need_lse=True, **options)
+    assert {c.implementation for c in report.comparisons} == {"cpu"}
+
+
+# B, H, K, T, S, D, E: below, at and above lanes, tiles and blocks of either dtype, and other odd ones.
+SIZES = [
+    (1, 1, 1, 1, 1, 1, 1),
+    (2, 4, 2, 31, 63, 7, 9),
+    (1, 2, 2, 32, 64, 16, 32),
+    (1, 3, 1, 33, 65, 33, 17),
+    (1, 1, 1, 5, 300, 3, 130),
+    (1, 1, 1, 130, 129, 256, 1),
+    (1, 1, 1, 300, 300, 20, 20),
+]
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_sizes_by_the_2x_rule(sizes: tuple[int, ...], causal: bool) -> None:
+    _, _, q, k, v = arrays(*sizes)
+    align = "lower_right" if causal else None
+    options = {"is_causal": causal, "causal_align": align, "enable_gqa": True, "need_lse": True}
+    assert check_backends(F.scaled_dot_product_attention, q, k, v, **options)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "sizes", [(0, 2, 1, 3, 3, 4, 4), (2, 2, 1, 0, 3, 4, 4), (2, 2, 1, 3, 0, 4, 4), (1, 2, 2, 3, 3, 4, 0)], ids=str
+)
+def test_nothing_to_attend_to(sizes: tuple[int, ...], dtype: Any) -> None:
+    given_ = arrays(*sizes, dtype=dtype)
+    bias = normal(*sizes[:2], *sizes[3:5], dtype=dtype)
+    for problem, added in ((Problem(0.5, ZERO, causal=True), None), (Problem(0.5, ZERO, softcap=2.0), bias)):
+        assert_close(both(cpu, given_, added, problem), both(reference, given_, added, problem))
+
+
+B, H, K, T, S = 2, 4, 2, 70, 70
+RANDOM = np.random.default_rng(1)
+OPTIONS: dict[str, dict[str, Any]] = {
+    "nothing": {},
+    "causal": {"causal": True},
+    "window": {"window": (20, 3)},
+    "window to the left": {"window": (9, None), "causal": True},
+    "lengths": {"key_lengths": np.array([13, 66])},
+    "a row without keys": {"key_lengths": np.array([0, 70]), "causal": True},
+    "offset": {"offset": np.array([-30, 5]), "causal": True},
+    "documents": {"documents": np.repeat([0, 1, 2], [3, 40, 27])},
+    "documents in pieces": {"documents": np.arange(T) % 3, "causal": True},
+    "mask": {"mask": RANDOM.random((B, 1, T, S)) < 0.4},
+    "mask of few": {"mask": RANDOM.random((H, T, S)) < 0.02, "window": (None, 30)},
+    "key mask": {"mask": RANDOM.random((B, 1, 1, S)) < 0.5, "causal": True},
+    "broadcast mask": {"mask": np.broadcast_to(RANDOM.random((1, H, T, 1)) < 0.5, (B, H, T, S))},
+    "softcap": {"softcap": 1.5},
+    "alibi": {"alibi_slopes": np.array([0.5, 1.0, 0.0, 0.03]), "causal": True, "offset": np.array([3, 0])},
+    "bias": {"bias": normal(B, H, T, S)},
+    "bias of keys": {"bias": np.where(RANDOM.random((B, 1, 1, S)) < 0.5, -np.inf, 0.5)},
+    "bias of queries": {"bias": normal(T, 1), "softcap": 2.0},
+    "dropout": {"dropout_p": 0.3, "dropout_key": KEY},
+    "dropout and all": {
+        "dropout_p": 0.6,
+        "dropout_key": KEY,
+        "causal": True,
+        "window": (50, None),
+        "mask": RANDOM.random((T, S)) < 0.8,
+        "softcap": 3.0,
+        "alibi_slopes": np.array([0.5, 1.0, 0.0, 0.03]),
+        "bias": normal(H, 1, S),
+        "key_lengths": np.array([60, 70]),
+    },
+}
+
+
+def option(name: str, dtype: Any) -> tuple[np.ndarray | None, Problem]:
+    settings_ = {"scale": 0.4, "offset": ZERO, **OPTIONS[name]}
+    bias = settings_.pop("bias", None)
+    return None if bias is None else bias.astype(dtype), Problem(**settings_)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", OPTIONS)
+def test_every_option_is_served_and_agrees(name: str, dtype: Any) -> None:
+    given_ = arrays(B, H, K, T, S, 12, 20, dtype)
+    bias, problem = option(name, dtype)
+    (_, _), saved = attention_forward(*given_[2:], bias, problem=problem)
+    assert saved.kernel is cpu
+    assert_close(both(cpu, given_, bias, problem), both(reference, given_, bias, problem))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ["causal", "dropout and all"])
+def test_the_bits_do_not_depend_on_how_tasks_are_spread(name: str, dtype: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    given_ = arrays(B, H, K, T, S, 12, 20, dtype)
+    bias, problem = option(name, dtype)
+    whole = both(cpu, given_, bias, problem)
+
+    def backwards(count: int, run: Callable[[int, int], None]) -> None:
+        assert count == B * K
+        for begin, stop in ((3, 4), (1, 3), (0, 1)):
+            run(begin, stop)
+
+    monkeypatch.setattr(cpu, "_split", backwards)
+    assert [x.tobytes() for x in both(cpu, given_, bias, problem)] == [x.tobytes() for x in whole]
+
+
+@given(st.integers(1, 70), st.integers(1, 140), st.integers(1, 40), st.sampled_from(DTYPES))
+@settings(deadline=None)
+def test_a_causal_query_does_not_see_the_future(T: int, S: int, t: int, dtype: Any) -> None:
+    _, _, q, k, v = arrays(1, 1, 1, T, S, 5, 6, dtype)
+    problem = Problem(1.0, np.array([S - T]), causal=True)
+    t = min(t, T) - 1
+    seen = max(0, t + S - T + 1)
+    out, lse = cpu.forward(q, k, v, None, problem)
+    k[:, :, seen:], v[:, :, seen:] = 50, -50
+    out2, lse2 = cpu.forward(q, k, v, None, problem)
+    np.testing.assert_array_equal(out[0, 0, : t + 1], out2[0, 0, : t + 1])
+    np.testing.assert_array_equal(lse[0, 0, : t + 1], lse2[0, 0, : t + 1])
+
+
+def test_gradients_of_the_compiled_op() -> None:
+    _, _, q, k, v = arrays(1, 2, 1, 5, 6, 3, 2)
+    mask = np.array([[True, True, False, True, True, True]])
+
+    def attend(q: Any, k: Any, v: Any) -> Any:
+        return F.scaled_dot_product_attention(
+            q, k, v, mask, is_causal=True, causal_align="lower_right", softcap=1.5, enable_gqa=True, need_lse=True
+        )
+
+    with kernels.use_backend("cpu"):
+        gradcheck(attend, (q, k, v))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("where", ["q", "k", "v", "dout"])
+def test_nan_and_infinity_go_where_they_go_in_the_reference(where: str, value: float, dtype: Any) -> None:
+    given_ = arrays(1, 2, 1, 40, 150, 6, 6, dtype)
+    given_[{"dout": 0, "q": 2, "k": 3, "v": 4}[where]][0, 0, 17, 2] = value
+    problem = Problem(1.0, ZERO)
+    with np.errstate(all="ignore"):
+        expected = both(reference, given_, None, problem)
+    for x, y in zip(both(cpu, given_, None, problem), expected, strict=True):
+        np.testing.assert_array_equal(np.isnan(x), np.isnan(y))
+        np.testing.assert_array_equal(np.isinf(x), np.isinf(y))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_scores_far_apart(dtype: Any) -> None:
+    """The largest score grows from block to block, falls, and some are beyond what exp can hold."""
+    given_ = arrays(1, 1, 1, 40, 400, 4, 4, dtype)
+    given_[3][0, 0, :, 0] *= np.linspace(-60, 60, 400) ** 2 / 30
+    given_[3][0, 0, 390] = -1e4
+    problem = Problem(1.0, ZERO)
+    ours, theirs = both(cpu, given_, None, problem), both(reference, given_, None, problem)
+    exact = both(reference, tuple(x.astype(np.float64) for x in given_), None, problem)
+    for x, y, z in zip(ours, theirs, exact, strict=True):
+        floor = 64 * np.finfo(dtype).eps * abs(z).max()
+        assert abs(x - z).max() <= 2 * abs(y - z).max() + floor
+
+
+def test_masks_are_true_infinities() -> None:
+    """A finite minimum would not exclude beside scores that are as low."""
+    q = np.full((1, 1, 1, 1), -3e38, np.float32)
+    k, v = np.ones((1, 1, 2, 1), np.float32), np.array([[[[1.0], [2.0]]]], np.float32)
+    out, lse = cpu.forward(q, k, v, None, Problem(1.0, ZERO, mask=np.array([True, False])))
+    assert out.item() == 1 and lse.item() == np.float32(-3e38)
+
+
+def a_score_mod(score: Any, b: Any, h: Any, q: Any, k: Any) -> Any:
+    return score - 0.1 * (q - k) ** 2
+
+
+def test_a_score_mod_is_served() -> None:
+    given_ = arrays(1, 2, 1, 5, 6, 3, 2)
+    problem = Problem(1.0, ZERO, score_mod=a_score_mod)
+    assert_close(both(cpu, given_, None, problem), both(reference, given_, None, problem))
+
+
+def test_no_scores_are_kept() -> None:
+    """Scratch memory is a few tiles, whatever the length."""
+    from minitransformer.kernels.attention import forward
+    from minitransformer.kernels.attention.rules import Sizes
+
+    sizes = Sizes(1, 1, 1, 100_000, 100_000, 64, 64)
+    assert forward.scratch_size(sizes, 16) < 20_000
+
+
+@needs_guard_pages
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", CONTIGUOUS)
+@pytest.mark.parametrize("name", ["causal", "dropout and all"])
+def test_nothing_is_touched_beyond_the_arrays(name: str, layout: str, dtype: Any) -> None:
+    given_ = arrays(B, H, K, T, S, 5, 7, dtype)
+    bias, problem = option(name, dtype)
+    expected = both(cpu, given_, bias, problem)
+    there, bias = guarded(given_, CONTIGUOUS[layout]), guarded(bias, CONTIGUOUS[layout])
+    problem = problem._replace(
+        **guarded({n: x for n, x in problem._asdict().items() if n == "mask"}, CONTIGUOUS[layout])
+    )
+    for x, y in zip(both(cpu, there, bias, problem), expected, strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+ASSEMBLY = """
+import re
+from minitransformer.kernels.attention.tiles import ROWS
+from minitransformer.kernels.compiled import all_kernels
+for job in all_kernels():
+    if job.name.startswith("attention.") and job.name.endswith("float32"):
+        assert job.run(), "it was compiled before: then its assembly is not kept"
+        text = job.dispatcher.inspect_asm(job.signature.args)
+        code = re.split(r"^_?mt_product_[0-9]+x2_v[0-9]+f32:$", text, flags=re.M)[1]
+        code = re.split(r"^_?[A-Za-z]\\w*:$", code, flags=re.M)[0]  # to the next function
+        fused = len(re.findall(r"\\bvfmadd\\d+ps\\b", code)) / (2 * ROWS)
+        spilled = re.findall(r"\\bvmov\\w+\\s.*\\(%rsp\\)", code)
+        called = re.findall(r"\\b(?:exp|log|tanh)f?\\b", text)
+        print(job.name, fused, spilled, called)
+"""
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="reads the names of x86 instructions")
+def test_products_and_functions_run_on_whole_registers(tmp_path: Path) -> None:
+    """Compiled afresh, as a kernel from the cache has no assembly to look at."""
+    run = subprocess.run(
+        [sys.executable, "-c", ASSEMBLY],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(cpu.__file__).parents[3],
+        env={**os.environ, "XDG_CACHE_HOME": str(tmp_path)},
+    )
+    assert run.stdout.splitlines() == [
+        f"attention.{name} float32 1.0 [] []"
+        for name in ("backward.differentiate", "backward.differentiate", "forward.attend", "forward.attend")
+    ]
