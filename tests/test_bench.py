@@ -6,27 +6,26 @@ import json
 import math
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from small_bench import small_recipe
 
-from minitransformer.bench import Recipe, peer, report, step, time_to_loss
-from minitransformer.bench.recipe import Block, Ours
+from minitransformer.bench import Recipe, harness, peer, report, step, time_to_loss
+from minitransformer.bench.harness import OURS
+from minitransformer.bench.recipe import Ours, Theirs
 from minitransformer.errors import ConfigError, MissingExtraError
 from minitransformer.threads import Workers, single_threaded_blas
-from minitransformer.training import Callback, TrainConfig, Trainer
+from minitransformer.training import Callback, Trainer
 from minitransformer.training.callbacks import Training
 
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> Recipe:
-    text = tmp_path / "text.txt"
-    text.write_text("".join(f"line {n} has {n * n} in it\n" for n in range(200)), encoding="utf-8")
-    train = TrainConfig(batch_size=5, warmup_steps=2, eval_interval=4, seed=3, learning_rate=1e-2, progress=False)
-    return Recipe(str(text), n_layer=1, n_head=2, n_embd=16, block_size=8, train=train)
+    return small_recipe(tmp_path)
 
 
 @pytest.fixture
@@ -63,19 +62,38 @@ def test_recipe_survives_json(recipe: Recipe) -> None:
 
 
 def test_ratio_and_quartiles() -> None:
-    def side(*ms: float) -> list[Block]:
-        warm_up = Block([9.0, 9.0], [3.0, 2.5])
-        return [warm_up, *(Block([t / 1000, t / 1000], [2.0, 1.0]) for t in ms)]
+    def side(*ms: float) -> list[list[float]]:
+        return [[9.0, 9.0], *([t / 1000, t / 1000] for t in ms)]  # the first block warms up
 
-    results = {step.OURS: side(2, 4, 6), "torch (default)": side(9, 9, 9), "torch (passive)": side(1, 4, 12)}
-    found = step._comparison(results)
+    seconds = {OURS: side(2, 4, 6), "torch (default)": side(9, 9, 9), "torch (passive)": side(1, 4, 12)}
+    found = harness.compare({**seconds, "GEMM only": side(0, 0, 0)})
     assert found["peer"] == "torch (passive)"
     assert math.isclose(found["ratio"], 1.0)
     assert found["ratio_quartiles"] == pytest.approx([0.75, 1.5])  # of 0.5, 1, 2
-    summary = step._summary(results[step.OURS])
-    assert summary == pytest.approx(
-        {"min_ms": 2, "q1_ms": 2.5, "median_ms": 4, "q3_ms": 5.5, "first_loss": 3, "last_loss": 1}
-    )
+    assert found["ratios"]["torch (default)"]["ratio"] == pytest.approx(4 / 9)
+    assert harness.milliseconds(seconds[OURS]) == pytest.approx({"min": 2, "q1": 2.5, "median": 4, "q3": 5.5})
+    assert harness.compare({OURS: seconds[OURS]}) == {}
+
+
+def test_sides_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(harness, "PAUSE", 0)
+    calls: list[tuple[str, int]] = []
+    sides = {name: lambda block, name=name: calls.append((name, block)) for name in "ab"}
+    assert harness.alternate("bench", sides, 2) == {"a": [None] * 3, "b": [None] * 3}
+    assert calls == [("a", 0), ("b", 0), ("a", 1), ("b", 1), ("a", 2), ("b", 2)]
+
+
+@pytest.mark.parametrize(("seconds", "count"), [(1.0, 1), (0.02, 5), (1e-6, 50), (0.0, 50)])
+def test_blocks_last_about_as_long(seconds: float, count: int) -> None:
+    asked: list[int] = []
+
+    def time_calls(count: int) -> list[float]:
+        asked.append(count)
+        return [seconds] * count
+
+    block = harness.paced(time_calls)
+    assert [len(block(index)) for index in range(3)] == [1, count, count]
+    assert asked == [1, 1, count, count]  # the very first call, which compiles, is not counted at all
 
 
 def test_table_is_aligned() -> None:
@@ -104,18 +122,18 @@ def test_progress_in_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.usefixtures("no_torch")
 def test_without_torch(recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "step.json"
-    figures = step.run(recipe, blocks=2, steps=2, json_path=path)
-    assert list(figures["sides"]) == [step.OURS]
+    figures = step.run(recipe, rounds=2, steps=2, torch_compile=True, torch_processes=True, json_path=path)
+    assert list(figures["sides"]) == [OURS, step.GEMM]
     assert json.loads(path.read_text(encoding="utf-8")) == figures
     assert "ratio" not in figures
     figures = time_to_loss.run(recipe, steps=6)
-    assert [point["step"] for point in figures["curves"][step.OURS]] == [4, 6]
+    assert [point["step"] for point in figures["curves"][OURS]] == [4, 6]
     out = capsys.readouterr().out
     assert out.count('pip install "minitransformer[peers]"') == 2
     assert out.count("minitransformer  ") == 2
 
 
-@pytest.mark.parametrize("wrong", [{"blocks": 0}, {"steps": 0}, {"steps": True}])
+@pytest.mark.parametrize("wrong", [{"rounds": 0}, {"steps": 0}, {"steps": True}])
 def test_bad_counts(recipe: Recipe, wrong: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match="expected an integer from 1"):
         step.run(recipe, **wrong)
@@ -135,13 +153,14 @@ def test_an_interrupted_training_is_no_figure(recipe: Recipe, monkeypatch: pytes
 
 
 @contextmanager
-def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[subprocess.Popen[str]]]:
+def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     """The processes started inside; none may outlive the block."""
-    started: list[subprocess.Popen[str]] = []
+    started: list[Any] = []
 
     class Popen(subprocess.Popen):  # type: ignore[type-arg]
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
+            self.environment = kwargs["env"]
             started.append(self)
 
     monkeypatch.setattr(subprocess, "Popen", Popen)
@@ -158,43 +177,26 @@ def test_a_peer_that_does_not_come_up(
     with (
         watched(monkeypatch),
         pytest.raises(MissingExtraError, match="the PyTorch process ended with status"),
-        peer.peer(recipe, "default"),
+        peer.process() as process,
     ):
-        pass
+        Theirs(process, recipe)
 
 
-@pytest.mark.peers
-def test_step_beside_torch(recipe: Recipe, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    with watched(monkeypatch) as started:
-        figures = step.run(recipe, blocks=2, steps=4)
-    assert len(started) == 2
-    sides = figures["sides"]
-    assert list(sides) == [step.OURS, "torch (default)", "torch (passive)"]
-    for side in sides.values():  # the same work: twelve steps lead to the same loss, lower than the first
-        assert side["first_loss"] == pytest.approx(sides[step.OURS]["first_loss"], abs=1e-5)
-        assert side["last_loss"] == pytest.approx(sides[step.OURS]["last_loss"], abs=1e-4)
-        assert side["last_loss"] < side["first_loss"]
-    assert figures["ratio"] == sides[step.OURS]["median_ms"] / sides[figures["peer"]]["median_ms"]
-    assert f"x the time of {figures['peer']}" in capsys.readouterr().out
+def test_the_process_finds_its_waiting_policy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peer, "installed", lambda: True)
+    monkeypatch.setenv("KMP_BLOCKTIME", "infinite")  # would decide for both
+    with watched(monkeypatch) as started, ExitStack() as stack:
+        assert list(peer.of_each_policy(stack)) == ["torch (default)", "torch (passive)"]
+    environments = [child.environment for child in started]
+    assert [environment.get("OMP_WAIT_POLICY") for environment in environments] == [None, "passive"]
+    assert not any("KMP_BLOCKTIME" in environment for environment in environments)
 
 
-@pytest.mark.peers
-def test_time_to_loss_beside_torch(recipe: Recipe, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(peer, "POLICIES", ("passive",))
-    monkeypatch.setattr(time_to_loss, "CHUNK", 3)
-    path = tmp_path / "loss.json"
-    with watched(monkeypatch):
-        figures = time_to_loss.run(recipe, steps=10, json_path=path)
-    ours, theirs = figures["curves"].values()
-    assert [point["step"] for point in ours] == [point["step"] for point in theirs] == [4, 8, 10]
-    for mine, other in zip(ours, theirs, strict=True):
-        assert mine["val_loss"] == pytest.approx(other["val_loss"], abs=1e-4)
-    assert abs(figures["loss_difference"]) < 1e-4
-    assert ours[-1]["val_loss"] < ours[0]["val_loss"]
-    assert json.loads(path.read_text(encoding="utf-8")) == figures
+def test_what_goes_wrong_there_is_raised_here() -> None:
+    with peer.process() as process, pytest.raises(ConfigError, match="TrainConfig: shards is 0, expected"):
+        process.make("memory of our step", recipe={"train": {"shards": 0}}, threads=1)
 
 
-@pytest.mark.peers
-def test_ctrl_c_ends_the_peer(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    with watched(monkeypatch), pytest.raises(KeyboardInterrupt), peer.peer(recipe, "passive"):
+def test_ctrl_c_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    with watched(monkeypatch), pytest.raises(KeyboardInterrupt), peer.process():
         raise KeyboardInterrupt

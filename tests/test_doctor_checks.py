@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Callable
 from contextvars import copy_context
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,7 @@ import minitransformer as mt
 from minitransformer import doctor, random
 from minitransformer.cli import main
 from minitransformer.doctor import checks
+from minitransformer.doctor.kernels import CALLS
 from minitransformer.kernels import FAMILIES
 from minitransformer.kernels.attention import reference as attention
 from minitransformer.kernels.optimizer import cpu
@@ -182,13 +184,14 @@ def test_what_is_broken_is_named(
 def test_every_function_of_every_fast_kernel_is_checked() -> None:
     for family, names in FAMILIES.items():
         if len(names) > 1:
-            module = __import__(f"minitransformer.kernels.{family}.reference", fromlist=["reference"])
-            public = {
-                function
-                for function, value in vars(module).items()
-                if callable(value) and not function.startswith("_") and value.__module__ == module.__name__
-            }
-            assert {function for function, *_ in checks.CALLS[family]} == public
+            module = import_module(f"minitransformer.kernels.{family}.{names[0]}")
+            own = [
+                name
+                for name, value in vars(module).items()
+                if callable(value) and not name.startswith("_") and value.__module__ == module.__name__
+            ]
+            public = {name for name in getattr(module, "__all__", own) if not isinstance(getattr(module, name), type)}
+            assert {call.function for call in CALLS[family]} == public
 
 
 def test_the_last_line_says_what_to_do_about_the_first_failure() -> None:

@@ -1,8 +1,8 @@
-"""PyTorch in a process of its own: the parent's handle, and the program that runs there.
+"""A process of its own for PyTorch, or for whatever must be measured alone: the parent's handle.
 
-Both ends talk in lines of JSON over pipes and wait on them without using a core. A process of its own,
-because the waiting policy of OpenMP is read once, when torch is loaded, and because its threads would
-stand in the way of ours.
+Both ends talk in lines of JSON over pipes and wait on them without using a core. The program at the
+other end is `jobs.py`. A process of its own, because the waiting policy of OpenMP is read once, when
+torch is loaded, because its threads would stand in the way of ours, and because memory has only one peak.
 """
 
 from __future__ import annotations
@@ -13,14 +13,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from minitransformer.bench.recipe import Block, Recipe, time_steps
-from minitransformer.bench.torch_twin import Twin
-from minitransformer.errors import MissingExtraError, require
-from minitransformer.threads import get_num_threads
+from minitransformer import errors
+from minitransformer.errors import MiniTransformerError, MissingExtraError
 
 # How OpenMP's threads wait for work: spinning for a while, or asleep. Which is faster depends on the load.
 POLICIES = ("default", "passive")
@@ -34,55 +32,66 @@ def installed() -> bool:
 
 
 class Peer:
-    """The twin in the other process."""
+    """The other process: `make` what it is to work on, then `call` methods of that."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
 
-    def build(self, recipe: Recipe) -> None:
-        """Start the recipe from untrained weights."""
-        self._ask(do="build", recipe=recipe.to_dict(), threads=get_num_threads())
+    def make(self, job: str, **options: Any) -> Peer:
+        """Make the job of that name in `jobs.py`, in place of the last one; returns this handle.
 
-    def steps(self, first: int, count: int) -> Block:
-        """Train `count` steps from index `first`."""
-        return Block(**self._ask(do="steps", first=first, count=count))
+        Raises what the job raises in the other process.
+        """
+        self.send("make", job=job, **options)
+        self.receive()
+        return self
 
-    def evaluate(self) -> float:
-        """The validation loss."""
-        loss: float = self._ask(do="evaluate")["loss"]
-        return loss
+    def call(self, method: str, **options: Any) -> Any:
+        """What that method of the job returns there, as JSON can hold it. Raises what it raises."""
+        self.send(method, **options)
+        return self.receive()
 
-    def _ask(self, **request: Any) -> dict[str, Any]:
-        process = self._process
-        assert process.stdin is not None and process.stdout is not None
+    def send(self, method: str, **options: Any) -> None:
+        """Ask, and do not wait."""
+        assert self._process.stdin is not None
         with suppress(BrokenPipeError):  # then there is no answer either
-            process.stdin.write(json.dumps(request) + "\n")
-            process.stdin.flush()
-        answer = process.stdout.readline()
-        if not answer:
+            self._process.stdin.write(json.dumps({"method": method, "options": options}) + "\n")
+            self._process.stdin.flush()
+
+    def receive(self) -> Any:
+        """The answer to the oldest question."""
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
             raise MissingExtraError(
                 "bench",
-                f"the PyTorch process ended with status {process.wait()}; what it said stands above",
+                f"the PyTorch process ended with status {self._process.wait()}; what it said stands above",
                 'Try python -c "import torch"',
             )
-        reply: dict[str, Any] = json.loads(answer)
-        return reply
+        answer = json.loads(line)
+        if "error" in answer:
+            kind: type[MiniTransformerError] = getattr(errors, answer["error"])
+            raise kind(*answer["arguments"])
+        return answer["result"]
+
+
+def child_environment() -> dict[str, str]:
+    """Ours, in which a child finds this very package, also in a source tree that is not installed."""
+    paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
 
 
 @contextmanager
-def peer(recipe: Recipe, policy: str) -> Iterator[Peer]:
-    """PyTorch, ready to train `recipe`, waiting as `policy` says; it ends with the block, however that ends.
+def process(policy: str = "default") -> Iterator[Peer]:
+    """A process whose OpenMP waits as `policy` says; it ends with the block, however that ends.
 
-    Raises `MissingExtraError` if the process does not come up.
+    `Peer.make` raises `MissingExtraError` if the process does not come up.
     """
-    environment = {name: value for name, value in os.environ.items() if name not in _SETTINGS}
+    environment = {name: value for name, value in child_environment().items() if name not in _SETTINGS}
     if policy == "passive":
         environment["OMP_WAIT_POLICY"] = "passive"
-    # The child must find this very package, also in a source tree that is not installed.
-    paths = [str(Path(__file__).parents[2]), environment.get("PYTHONPATH")]
-    environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "minitransformer.bench.peer"],
+    child = subprocess.Popen(
+        [sys.executable, "-m", "minitransformer.bench.jobs"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -90,35 +99,18 @@ def peer(recipe: Recipe, policy: str) -> Iterator[Peer]:
         start_new_session=True,  # Ctrl-C reaches the parent alone, which ends the child below
     )
     try:
-        handle = Peer(process)
-        handle.build(recipe)
-        yield handle
+        yield Peer(child)
     finally:
-        process.kill()
-        process.wait()
-        assert process.stdin is not None and process.stdout is not None
-        process.stdout.close()
+        child.kill()
+        child.wait()
+        assert child.stdin is not None and child.stdout is not None
+        child.stdout.close()
         with suppress(BrokenPipeError):  # an unsent request
-            process.stdin.close()
+            child.stdin.close()
 
 
-def main() -> None:
-    """Answer requests until the parent closes its end, or is no more."""
-    torch = require("torch", extra="peers", purpose="the PyTorch twin")
-    for line in sys.stdin:
-        request = json.loads(line)
-        reply: dict[str, Any] = {}
-        if request["do"] == "build":
-            torch.set_num_threads(request["threads"])
-            recipe = Recipe.from_dict(request["recipe"])
-            model, data, validation = recipe.build()
-            twin = Twin(model.config, model.state_dict(), recipe.train)
-        elif request["do"] == "steps":
-            reply = time_steps(twin, recipe, data, request["first"], request["count"])._asdict()
-        else:
-            reply = {"loss": twin.evaluate(recipe.validation_batches(validation))}
-        print(json.dumps(reply), flush=True)
-
-
-if __name__ == "__main__":
-    main()
+def of_each_policy(stack: ExitStack) -> dict[str, Peer]:
+    """A process for each waiting policy, which end with `stack`; none where torch is not installed."""
+    if not installed():
+        return {}
+    return {f"torch ({policy})": stack.enter_context(process(policy)) for policy in POLICIES}

@@ -1,4 +1,4 @@
-"""What is measured: one training recipe, from which every process builds the same bits, and our side of it."""
+"""What is measured: one training recipe, from which every process builds the same bits, and both sides of it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import islice
-from typing import Any, NamedTuple, Protocol, SupportsFloat
+from typing import Any, NamedTuple, SupportsFloat
 
 from minitransformer import random
+from minitransformer.bench.peer import Peer
 from minitransformer.data import TokenDataset, corpus, prepare
 from minitransformer.models import GPT, GPTConfig
-from minitransformer.threads import Workers
+from minitransformer.threads import Workers, get_num_threads
 from minitransformer.training import TrainConfig, TrainStep, make_optimizer
 from minitransformer.training.step import Batch
 
@@ -68,12 +69,6 @@ class Block(NamedTuple):
     losses: list[float]
 
 
-class Side(Protocol):
-    """Whoever trains the recipe: this package in this process, or PyTorch in its own."""
-
-    def steps(self, first: int, count: int) -> Block: ...
-
-
 def time_steps(
     step: Callable[[list[Batch], int], SupportsFloat], recipe: Recipe, data: TokenDataset, first: int, count: int
 ) -> Block:
@@ -101,3 +96,22 @@ class Ours:
 
     def steps(self, first: int, count: int) -> Block:
         return time_steps(lambda b, index: self._step(b, index).loss, self._recipe, self._data, first, count)
+
+
+class Theirs:
+    """PyTorch's training step, taken in the process of `peer`; with `compiled`, through `torch.compile`.
+
+    Raises `ConfigError` for what torch cannot compile there.
+    """
+
+    def __init__(self, peer: Peer, recipe: Recipe, *, compiled: bool = False) -> None:
+        options = {"recipe": recipe.to_dict(), "threads": get_num_threads(), "compiled": compiled}
+        self._peer = peer.make("train", **options)
+
+    def steps(self, first: int, count: int) -> Block:
+        return Block(*self._peer.call("steps", first=first, count=count))
+
+    def evaluate(self) -> float:
+        """The validation loss."""
+        loss: float = self._peer.call("evaluate")
+        return loss

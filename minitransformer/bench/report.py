@@ -1,18 +1,21 @@
-"""What benchmarks say and keep: the machine, a table, progress."""
+"""What benchmarks say and keep: the machine, a table, progress, bars."""
 
 from __future__ import annotations
 
 import platform
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import metadata
+from io import BytesIO
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from minitransformer.errors import require
+from minitransformer.files import write_bytes
 from minitransformer.threads import available_cores, get_num_threads
 
 
@@ -80,3 +83,41 @@ def progress(total: int, title: str, unit: str) -> Iterator[Callable[[], object]
             print(f"{title}: {unit} {done}/{total}", file=sys.stderr, flush=True)
 
     yield advance
+
+
+Spread = dict[str, float]  # min, q1, median, q3
+
+
+def bars(path: Path, title: str, unit: str, groups: Mapping[str, Mapping[str, Spread]], note: str) -> None:
+    """A picture of `groups`: one cluster of horizontal bars each, a bar for each side, quartiles as whiskers.
+
+    The ending of `path` names the format. Raises `MissingExtraError` without matplotlib.
+    """
+    figure_module: Any = require("matplotlib.figure", extra="plot", purpose="--plot")
+    sides = list(dict.fromkeys(side for group in groups.values() for side in group))
+    rows = sum(map(len, groups.values()))
+    figure = figure_module.Figure(figsize=(9, 1.8 + 0.3 * rows + 0.25 * len(groups)), layout="constrained")
+    axes = figure.add_subplot()
+    position, ticks, named = 0.0, [], set()
+    for group in groups.values():
+        ticks.append(position + (len(group) - 1) / 2)
+        for side, spread in group.items():
+            low, median, high = spread["q1"], spread["median"], spread["q3"]
+            label = "" if side in named else side
+            named.add(side)
+            axes.barh(position, median, color=f"C{sides.index(side) % 10}", label=label)
+            whiskers = [[max(median - low, 0)], [max(high - median, 0)]]
+            axes.errorbar(median, position, xerr=whiskers, color="black", linewidth=1, capsize=2)
+            axes.annotate(f" {median:.3g}", (max(median, high), position), va="center", fontsize=8)
+            position += 1
+        position += 0.6
+    axes.set_yticks(ticks, list(groups))
+    axes.invert_yaxis()
+    axes.margins(x=0.1, y=0.02)
+    axes.set_xlabel(unit)
+    axes.set_title(title)
+    figure.legend(loc="outside upper center", ncols=3, fontsize=8)
+    figure.supxlabel(note, fontsize=6)
+    picture = BytesIO()
+    figure.savefig(picture, format=path.suffix.removeprefix("."), dpi=150)
+    write_bytes(path, picture.getvalue())

@@ -2,114 +2,149 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from minitransformer.bench import peer
-from minitransformer.bench.recipe import RECIPE, Block, Ours, Recipe, Side
-from minitransformer.bench.report import describe, machine, progress, table
-from minitransformer.checks import check_count
-from minitransformer.files import write_json
+from minitransformer.bench.gemm import StepProducts
+from minitransformer.bench.harness import (
+    OURS,
+    alternate,
+    compare,
+    milliseconds,
+    publish,
+    ratio,
+    sentence,
+    start,
+    timed,
+)
+from minitransformer.bench.recipe import RECIPE, Block, Ours, Recipe, Theirs
+from minitransformer.bench.report import table
+from minitransformer.errors import ConfigError
 from minitransformer.threads import Workers, get_num_threads, single_threaded_blas
 
-OURS = "minitransformer"
-PAUSE = 0.25  # seconds before each block, in which threads that spin after their last work fall asleep
+GEMM = "GEMM only"
+TWO = "torch (2 processes)"
 
 
 def run(
     recipe: Recipe = RECIPE,
     *,
-    blocks: int = 20,
+    rounds: int = 20,
     steps: int = 10,
+    torch_compile: bool = False,
+    torch_processes: bool = False,
     json_path: str | Path | None = None,
+    plot_path: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Time `blocks` blocks of `steps` steps of each side in turn, print a table, return the figures.
+    """Time `rounds` blocks of `steps` steps of each side in turn, print a table, return the figures.
 
-    The sides are this package and PyTorch under both waiting policies of OpenMP; the faster of those is
-    the peer. All train on the same batches from the same weights, on as many threads as
-    `set_num_threads` allows; a first block warms up. Without torch only our own figures appear.
-    `json_path` gets the figures as JSON.
+    The sides are this package, the matrix products of its linear layers alone, and PyTorch under both
+    waiting policies of OpenMP: eager, with `torch_compile` also through `torch.compile`, with
+    `torch_processes` also as two processes of one thread and half the batch each (one thread does not wait,
+    so there is no policy). The fastest torch is the peer. All train on the same batches from the same
+    weights, on as many threads as `set_num_threads` allows; a first block warms up. A side that cannot be
+    set up here is named below the table, with the reason. Without torch only our own figures appear.
+
+    Raises `ConfigError` for a count below 1, and for `torch_processes` with a batch of one row.
     """
-    check_count("bench step", "blocks", blocks, least=1)
-    check_count("bench step", "steps", steps, least=1)
-    facts = machine()
-    results = _measure(recipe, blocks, steps)
+    facts = start("bench step", plot_path, rounds=rounds, steps=steps)
+    if torch_processes and recipe.train.batch_size < 2:
+        raise ConfigError("bench step", "two processes cannot share a batch of 1 row", "Raise --batch-size")
+    failed: dict[str, str] = {}
+    with single_threaded_blas(), Workers(get_num_threads()) as workers, ExitStack() as stack:
+        ours = Ours(recipe, workers)
+        products = StepProducts(ours.model.config, recipe, workers)
+        takers: dict[str, Callable[[int, int], Block]] = {
+            OURS: ours.steps,
+            GEMM: lambda first, count: Block(timed(products, count), []),
+            **_torches(recipe, stack, failed, torch_compile, torch_processes),
+        }
+        sides = {name: partial(_block, take, steps) for name, take in takers.items()}
+        results = alternate("bench step", sides, rounds)
+    seconds = {name: [block.seconds for block in blocks] for name, blocks in results.items()}
     figures: dict[str, Any] = {
         "what": "step",
         "machine": facts,
         "recipe": recipe.to_dict(),
-        "blocks": blocks,
+        "rounds": rounds,
         "steps": steps,
-        "sides": {name: _summary(side) for name, side in results.items()},
-        **_comparison(results),
+        "unit": "ms",
+        "sides": {name: {**milliseconds(seconds[name]), **_losses(blocks)} for name, blocks in results.items()},
+        "failed": failed,
+        "gemm": ratio(seconds[OURS], seconds[GEMM]),
+        **compare(seconds),
     }
-    print(describe(facts))
-    print(_table(figures["sides"]))
-    if "peer" in figures:
-        low, high = figures["ratio_quartiles"]
-        print(
-            f"{OURS} takes {figures['ratio']:.2f} x the time of {figures['peer']} "
-            f"(half of the blocks between {low:.2f} and {high:.2f})"
-        )
-    else:
-        print(f"PyTorch is not installed, so there is nothing to compare with. {peer.INSTALL}")
-    if json_path is not None:
-        write_json(Path(json_path), figures)
-    return figures
+    groups = {"step": figures["sides"]}
+    return publish(figures, _text(figures), groups=groups, json_path=json_path, plot_path=plot_path)
 
 
-def _measure(recipe: Recipe, blocks: int, steps: int) -> dict[str, list[Block]]:
-    """The blocks of every side, the warm-up first."""
-    policies = peer.POLICIES if peer.installed() else ()
-    with single_threaded_blas(), Workers(get_num_threads()) as workers, ExitStack() as stack:
-        sides: dict[str, Side] = {OURS: Ours(recipe, workers)}
-        for policy in policies:
-            sides[f"torch ({policy})"] = stack.enter_context(peer.peer(recipe, policy))
-        results: dict[str, list[Block]] = {name: [] for name in sides}
-        with progress(blocks + 1, "bench step", "block") as advance:
-            for block in range(blocks + 1):
-                for name, side in sides.items():
-                    time.sleep(PAUSE)
-                    results[name].append(side.steps(block * steps, steps))
-                advance()
-    return results
+def _block(take: Callable[[int, int], Block], steps: int, block: int) -> Block:
+    return take(block * steps, steps)
 
 
-def _summary(blocks: Sequence[Block]) -> dict[str, float]:
-    """Milliseconds of a step after the warm-up, and the losses of the first and the last step."""
-    ms = 1000 * np.concatenate([block.seconds for block in blocks[1:]])
-    low, q1, median, q3 = np.percentile(ms, (0, 25, 50, 75)).tolist()
-    losses = {"first_loss": blocks[0].losses[0], "last_loss": blocks[-1].losses[-1]}
-    return {"min_ms": low, "q1_ms": q1, "median_ms": median, "q3_ms": q3, **losses}
+class Halves:
+    """Two processes that share every step."""
+
+    def __init__(self, recipe: Recipe, stack: ExitStack) -> None:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        self._peers = [stack.enter_context(peer.process()) for _ in range(2)]
+        for rank, half in enumerate(self._peers):
+            rendezvous = str(Path(folder) / "rendezvous")
+            half.send("make", job="half", recipe=recipe.to_dict(), rank=rank, rendezvous=rendezvous)
+        for half in self._peers:
+            half.receive()
+
+    def steps(self, first: int, count: int) -> Block:
+        for half in self._peers:
+            half.send("steps", first=first, count=count)
+        blocks = [Block(*half.receive()) for half in self._peers]
+        seconds, losses = (list(zip(*parts, strict=True)) for parts in zip(*blocks, strict=True))
+        return Block([max(both) for both in seconds], [sum(both) for both in losses])
 
 
-def _comparison(results: dict[str, list[Block]]) -> dict[str, Any]:
-    """Which torch is the peer, our median over its, and the quartiles of that over pairs of blocks."""
-    medians = {name: _summary(blocks)["median_ms"] for name, blocks in results.items()}
-    ours = medians.pop(OURS)
-    if not medians:
-        return {}
-    best = min(medians, key=lambda name: medians[name])
-    pairs = zip(results[OURS][1:], results[best][1:], strict=True)
-    ratios = [np.median(mine.seconds) / np.median(theirs.seconds) for mine, theirs in pairs]
-    return {
-        "peer": best,
-        "ratio": ours / medians[best],
-        "ratio_quartiles": np.percentile(ratios, (25, 75)).tolist(),
-    }
+def _torches(
+    recipe: Recipe, stack: ExitStack, failed: dict[str, str], compiled: bool, processes: bool
+) -> dict[str, Callable[[int, int], Block]]:
+    """How each torch takes its steps; what cannot be set up is noted in `failed`."""
+    sides: dict[str, Callable[[int, int], Block]] = {}
+    for name, eager in peer.of_each_policy(stack).items():
+        sides[name] = Theirs(eager, recipe).steps
+    if compiled:
+        for name, other in peer.of_each_policy(stack).items():
+            name = name.replace("torch", "torch.compile")
+            try:
+                sides[name] = Theirs(other, recipe, compiled=True).steps
+            except ConfigError as error:
+                failed[name] = str(error)
+    if processes and peer.installed():
+        try:
+            sides[TWO] = Halves(recipe, stack).steps
+        except ConfigError as error:
+            failed[TWO] = str(error)
+    return sides
 
 
-def _table(sides: dict[str, dict[str, float]]) -> str:
-    header = ["ms per step", "min", "quartile", "median", "quartile", "first loss", "last loss"]
+def _losses(blocks: list[Block]) -> dict[str, float]:
+    """The losses of the first and the last step; none of what has no loss."""
+    return {"first_loss": blocks[0].losses[0], "last_loss": blocks[-1].losses[-1]} if blocks[0].losses else {}
+
+
+def _text(figures: dict[str, Any]) -> str:
+    header = ["ms per step", "min", "quartile", "median", "quartile", "first loss", "last loss", "ours over it"]
+    over = {**figures.get("ratios", {}), GEMM: figures["gemm"]}
     rows = [
-        [name]
-        + [f"{side[key]:.1f}" for key in ("min_ms", "q1_ms", "median_ms", "q3_ms")]
-        + [f"{side[key]:.4f}" for key in ("first_loss", "last_loss")]
-        for name, side in sides.items()
+        [
+            name,
+            *(f"{side[key]:.1f}" for key in ("min", "q1", "median", "q3")),
+            *(f"{side[key]:.4f}" if key in side else "" for key in ("first_loss", "last_loss")),
+            f"{over[name]['ratio']:.2f}" if name in over else "",
+        ]
+        for name, side in figures["sides"].items()
     ]
-    return table(header, rows)
+    lines = [table(header, rows), *(f"{name} is left out. {why}" for name, why in figures["failed"].items())]
+    return "\n".join([*lines, sentence(figures)] if "peer" in figures else lines)

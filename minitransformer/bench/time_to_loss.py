@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from minitransformer.bench import peer
-from minitransformer.bench.recipe import RECIPE, Ours, Recipe
+from minitransformer.bench.harness import OURS
+from minitransformer.bench.recipe import RECIPE, Ours, Recipe, Theirs
 from minitransformer.bench.report import describe, machine, progress, table
-from minitransformer.bench.step import OURS
 from minitransformer.checks import check_count
 from minitransformer.files import write_json
 from minitransformer.threads import Workers, get_num_threads, single_threaded_blas
@@ -96,11 +96,11 @@ def _train_twin(recipe: Recipe, policy: str) -> Curve:
     stops = sorted({*range(interval, steps, interval), steps})
     curve: Curve = []
     with (
-        peer.peer(recipe, policy) as twin,
+        peer.process(policy) as process,
         progress(steps // CHUNK + bool(steps % CHUNK), f"torch ({policy})", "chunk") as advance,
     ):
-        twin.steps(0, WARM_UP)
-        twin.build(recipe)
+        Theirs(process, recipe).steps(0, WARM_UP)
+        twin = Theirs(process, recipe)
         started, done = time.perf_counter(), 0
         for stop in stops:
             while done < stop:

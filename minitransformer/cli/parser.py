@@ -26,6 +26,8 @@ _MAIN_SETTINGS = {
     "n_head": "attention heads",
     "n_embd": "width of the model",
 }
+_FIGURES = "also write the figures to this file"
+_ROUNDS = {"step": 20, "startup": 3}
 
 
 class Parser(argparse.ArgumentParser):
@@ -168,18 +170,57 @@ def _add_bench(places: Any) -> None:
     parser = places.add_parser(
         "bench",
         help="measure speed beside PyTorch",
-        description="Measure speed beside PyTorch.",
+        description="Measure speed and memory beside PyTorch.",
         epilog="example: minitransformer bench step",
     )
     whats = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
-    step = _add(whats, "step", verbs.bench_step, "one training step beside PyTorch's", "bench step --json step.json")
-    text = "a whole training beside PyTorch's"
-    loss = _add(whats, "time-to-loss", verbs.bench_time_to_loss, text, "bench time-to-loss --max-steps 500")
-    loss.add_argument("--max-steps", type=whole, default=1000, metavar="N", help="steps (default: %(default)s)")
+    step = _add_measure(whats, "step", "one training step beside PyTorch's", "--json step.json")
+    _add_shape(step)
+    for name, text in (("compile", "torch.compile too"), ("processes", "two PyTorch processes that share it")):
+        step.add_argument(f"--torch-{name}", action="store_true", default=argparse.SUPPRESS, help=f"beside {text}")
+    attention = _add_measure(whats, "attention", "attention beside torch's", "--rounds 5", seed=False)
+    _add_option(attention, "--backend", str, "what serves ours (default: what serves everybody)")
+    _add_measure(whats, "gemm", "matrix products in NumPy and PyTorch", "--plot gemm.png", seed=False)
+    decode = _add_measure(whats, "decode", "generation with a cache beside PyTorch's", "--batch-size 8")
+    _add_option(decode, "--batch-size", whole, "rows generated together (default: 1)")
+    _add_measure(whats, "memory", "peak memory of a training beside PyTorch's", "--plot memory.png", seed=False)
+    scaling = _add_measure(whats, "scaling", "a training step by threads and load", "--n-embd 384 --n-head 6")
+    _add_shape(scaling)
+    _add_measure(whats, "startup", "seconds until the first step", "--json startup.json", seed=False)
+    text, example = "a whole training beside PyTorch's", "bench time-to-loss --max-steps 500"
+    loss = _add(whats, "time-to-loss", verbs.bench, text, example)
+    loss.set_defaults(module="time_to_loss")
+    text = "steps (default: %(default)s)"
+    loss.add_argument("--max-steps", dest="steps", type=whole, default=1000, metavar="N", help=text)
     text = "a gradient check beside torch.autograd.gradcheck"
-    gradcheck = _add(whats, "gradcheck", verbs.bench_gradcheck, text, "bench gradcheck", seed=False)
-    for what in (step, loss, gradcheck):
-        what.add_argument("--json", type=_writable, metavar="OUT", help="also write the figures to this file")
+    gradcheck = _add(whats, "gradcheck", verbs.bench, text, "bench gradcheck", seed=False)
+    gradcheck.set_defaults(module="gradients")
+    for what in (loss, gradcheck):
+        what.add_argument("--json", dest="json_path", type=_writable, metavar="OUT", help=_FIGURES)
+
+
+def _add_measure(places: Any, name: str, text: str, example: str, *, seed: bool = True) -> argparse.ArgumentParser:
+    """A benchmark whose flags are the options of its `run`, by name; the defaults of that hold where none is given."""
+    parser = _add(places, name, verbs.bench, text, f"bench {name} {example}", seed=seed)
+    parser.set_defaults(module=name)
+    if name != "memory":
+        _add_option(parser, "--rounds", whole, f"blocks of each side (default: {_ROUNDS.get(name, 10)})")
+    _add_option(parser, "--json", _writable, _FIGURES, dest="json_path")
+    _add_option(parser, "--plot", _writable, "draw them into this .png, .svg or .pdf", dest="plot_path")
+    return parser
+
+
+def _add_shape(parser: argparse.ArgumentParser) -> None:
+    """The flags of `train` that decide how much work a step is, and how many steps make a block."""
+    for name in ("n_layer", "n_head", "n_embd", "block_size", "batch_size", "shards"):
+        setting = SETTINGS[name]
+        text = f"{_MAIN_SETTINGS.get(name, 'parts of a batch, which run together')} (default: {setting.shown})"
+        _add_option(parser, setting.flag, setting.parse, text, dest=f"recipe.{name}")
+    _add_option(parser, "--steps", whole, "steps in a block (default: 10)")
+
+
+def _add_option(parser: argparse.ArgumentParser, flag: str, parse: Any, text: str, **options: Any) -> None:
+    parser.add_argument(flag, type=parse, metavar="X", default=argparse.SUPPRESS, help=text, **options)
 
 
 def _writable(text: str) -> Path:

@@ -7,6 +7,7 @@ import sys
 import warnings
 from argparse import Namespace
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from minitransformer.training import TrainConfig, Trainer
 
 _SAMPLE: dict[str, Any] = {"max_new_tokens": 300, "temperature": 0.8}
 _EVAL_ROWS = 12
+_OF_EVERY_VERB = {"verb", "what", "run", "module", "seed", "threads", "debug"}
 
 
 def say(text: str) -> None:
@@ -193,29 +195,27 @@ def verify(arguments: Namespace) -> int:
     return 0 if passed else 1
 
 
-def bench_step(arguments: Namespace) -> int:
-    from minitransformer.bench import step
+def bench(arguments: Namespace) -> int:
+    """`run` of the module that the parser names, its options the flags that were given.
+
+    A benchmark of the training recipe takes that first, with the seed and the flags that shape it put in.
+    """
     from minitransformer.bench.recipe import RECIPE
 
     _set_threads(arguments)
-    step.run(_seeded(RECIPE, arguments), json_path=arguments.json)
-    return 0
-
-
-def bench_gradcheck(arguments: Namespace) -> int:
-    from minitransformer.bench import gradients
-
-    _set_threads(arguments)
-    gradients.run(json_path=arguments.json)
-    return 0
-
-
-def bench_time_to_loss(arguments: Namespace) -> int:
-    from minitransformer.bench import time_to_loss
-    from minitransformer.bench.recipe import RECIPE
-
-    _set_threads(arguments)
-    time_to_loss.run(_seeded(RECIPE, arguments), steps=arguments.max_steps, json_path=arguments.json)
+    options = {name: value for name, value in vars(arguments).items() if name not in _OF_EVERY_VERB}
+    given = {name: options.pop(name) for name in [*options] if name.startswith("recipe.")}
+    shape: dict[str, Any] = {}
+    train: dict[str, Any] = {}
+    for name, value in given.items():
+        field = name.removeprefix("recipe.")
+        (shape if SETTINGS[field].config is GPTConfig else train)[field] = value
+    recipe = []
+    if "seed" in arguments:
+        if arguments.seed is not None:
+            train["seed"] = arguments.seed
+        recipe = [replace(RECIPE, **shape, train=replace(RECIPE.train, **train))]
+    import_module(f"minitransformer.bench.{arguments.module}").run(*recipe, **options)
     return 0
 
 
@@ -227,10 +227,6 @@ def doctor(arguments: Namespace) -> int:
 
 
 # --- shared by the verbs ---------------------------------------------------------------------------------
-
-
-def _seeded(recipe: Any, arguments: Namespace) -> Any:
-    return recipe if arguments.seed is None else replace(recipe, train=replace(recipe.train, seed=arguments.seed))
 
 
 def _set_threads(arguments: Namespace) -> None:

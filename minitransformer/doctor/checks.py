@@ -10,7 +10,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,18 +18,14 @@ import numpy as np
 from minitransformer import random, threads
 from minitransformer.checkpoint import RunFolder, pack_arrays, unpack_arrays
 from minitransformer.data import TokenDataset
+from minitransformer.doctor.kernels import agrees
+from minitransformer.doctor.results import REINSTALL, CheckFailed, expect
 from minitransformer.errors import CheckpointError, MiniTransformerError
 from minitransformer.files import sync_folder, write_and_sync
 from minitransformer.kernels import FAMILIES
 from minitransformer.models import GPT, GPTConfig
 from minitransformer.ops.attention import attention_backward, attention_forward, make_problem
 from minitransformer.training import TrainConfig, Trainer
-
-REINSTALL = "Install again in a fresh environment: pip install --force-reinstall minitransformer numpy numba"
-
-
-class CheckFailed(MiniTransformerError, RuntimeError):
-    """A check of the self-test that did not hold."""
 
 
 class Result(NamedTuple):
@@ -56,11 +51,6 @@ def run(name: str, check: Callable[[], None]) -> Result:
     return Result(name, problem is None, time.perf_counter() - start, problem, fix)
 
 
-def _expect(holds: Any, name: str, problem: str, fix: str) -> None:
-    if not holds:
-        raise CheckFailed(name, problem, fix)
-
-
 # Four rows of sixteen, of seed 1, step 2, site 3, from row 4; the first element is the highest bit.
 MASK = [0x2F23, 0xF6BF, 0x4F2B, 0xB7EE]
 
@@ -75,10 +65,10 @@ def random_numbers() -> None:
         (ones, ones, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
     ):
         words = random.philox(tuple(np.array([counter], np.uint64) for _ in range(4)), (key, key))
-        _expect(tuple(int(word[0]) for word in words) == expected, "random", "Philox gives other numbers", REINSTALL)
+        expect(tuple(int(word[0]) for word in words) == expected, "random", "Philox gives other numbers", REINSTALL)
     mask = random.keep_mask((4, 16), 0.25, random.DrawKey(seed=1, step=2, site=3, first_row=4))
     drawn = [int("".join(map(str, row)), 2) for row in mask.astype(int).tolist()]
-    _expect(drawn == MASK, "random", f"a dropout mask is {drawn}, expected {MASK}", REINSTALL)
+    expect(drawn == MASK, "random", f"a dropout mask is {drawn}, expected {MASK}", REINSTALL)
 
 
 def blas() -> None:
@@ -92,9 +82,7 @@ def blas() -> None:
             for x, y in ((a, b), (np.asfortranarray(a), b), (a, np.asfortranarray(b))):
                 wrong = np.count_nonzero(x.astype(dtype) @ y.astype(dtype) != exact)
                 problem = f"{wrong} of {exact.size} elements of a {np.dtype(dtype)} product are wrong on {how}"
-                _expect(
-                    not wrong, "BLAS", problem, "Install another build of NumPy: its BLAS does not fit this machine"
-                )
+                expect(not wrong, "BLAS", problem, "Install another build of NumPy: its BLAS does not fit this machine")
 
     check("all threads")
     with threads.single_threaded_blas():
@@ -116,7 +104,7 @@ def attention() -> None:
     for name, single, double in zip(("output", "dquery", "dkey", "dvalue"), both(np.float32), exact, strict=True):
         error = float(np.max(np.abs(single - double)) / np.max(np.abs(double)))
         wrong = f"the {name} in float32 is {error:.1e} away from float64, expected below 1e-5"
-        _expect(error < 1e-5, "attention", wrong, REINSTALL)  # false for NaN too
+        expect(error < 1e-5, "attention", wrong, REINSTALL)  # false for NaN too
 
     step = 1e-20
     problem = make_problem("attention", q, k, v, is_causal=True, enable_gqa=True)
@@ -127,48 +115,7 @@ def attention() -> None:
         (out, _), _ = attention_forward(*inputs, problem=problem)
         expected, got = float(np.sum(dout * out.imag)) / step, float(np.sum(gradient * direction))
         wrong = f"the gradient of the {name} is {got:.12g} along a direction, the complex step gives {expected:.12g}"
-        _expect(abs(got - expected) <= 1e-10 * (1 + abs(expected)), "attention", wrong, REINSTALL)
-
-
-# --- kernels ---------------------------------------------------------------------------------------------
-
-_STEP = {"lr": 0.1, "weight_decay": 0.1, "num_decayed": 700}
-_ADAM = {**_STEP, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "step": 3}
-
-# By family: a function, how many arrays of 1000 elements to give, what else, and the relative error allowed.
-CALLS: dict[str, list[tuple[str, int, tuple[Any, ...], dict[str, Any], float]]] = {
-    "optimizer": [
-        ("sgd_step", 2, (None,), {**_STEP, "momentum": 0.0}, 0),
-        ("sgd_step", 3, (), {**_STEP, "momentum": 0.9}, 0),
-        ("adam_step", 4, (), _ADAM, 0),
-        ("adamw_step", 4, (), _ADAM, 0),
-        ("squared_norm", 1, (), {}, 1e-13),
-        ("clip_factor", 0, (3.0, 1.0), {}, 0),
-        ("clip_", 1, (1.0,), {}, 1e-6),
-        ("add_l1", 2, (0.1, 700), {}, 0),
-    ],
-}
-
-
-def kernel_family(family: str, implementation: str) -> None:
-    """Every function of one implementation against the reference, in both dtypes."""
-    modules = [import_module(f"minitransformer.kernels.{family}.{name}") for name in (implementation, "reference")]
-    for function, count, more, options, allowed in CALLS[family]:
-        for dtype in (np.float32, np.float64):
-            got, expected = (_called(getattr(m, function), count, dtype, more, options) for m in modules)
-            errors = [np.max(np.abs(a - b) / (np.abs(b) + 1e-30)) for a, b in zip(got, expected, strict=True)]
-            error = float(np.max(errors))  # NaN if one is
-            problem = f"{function} in {np.dtype(dtype)} is {error:.1e} away from the reference, expected {allowed:.0e}"
-            fix = "Remove the cache folder that the report names and run this again; if it fails again, report it"
-            _expect(error <= allowed, f"{family} kernels", problem, fix)
-
-
-def _called(function: Any, count: int, dtype: Any, more: tuple[Any, ...], options: dict[str, Any]) -> list[np.ndarray]:
-    """What a kernel returns, and what it has made of its arrays."""
-    rng = np.random.default_rng(0)
-    arrays = [np.abs(rng.normal(size=1000)).astype(dtype) for _ in range(count)]
-    returned = function(*arrays, *more, **options)
-    return [*arrays, *(() if returned is None else (np.asarray(returned),))]
+        expect(abs(got - expected) <= 1e-10 * (1 + abs(expected)), "attention", wrong, REINSTALL)
 
 
 # --- training and files ----------------------------------------------------------------------------------
@@ -187,9 +134,9 @@ def training() -> None:
         result = Trainer(model, config, TokenDataset(tokens, 8), TokenDataset(tokens, 8)).train()
         weights.append(b"".join(p.data.tobytes() for p in model.parameters()))
         losses.append(result.val_loss)
-    _expect(weights[0] == weights[1], "training", "one thread and two give different weights", REINSTALL)
+    expect(weights[0] == weights[1], "training", "one thread and two give different weights", REINSTALL)
     problem = f"the loss after 20 steps is {losses[0]}, expected below 2"
-    _expect(losses[0] is not None and losses[0] < 2, "training", problem, REINSTALL)
+    expect(losses[0] is not None and losses[0] < 2, "training", problem, REINSTALL)
 
 
 def checkpoint() -> None:
@@ -201,7 +148,7 @@ def checkpoint() -> None:
         file = RunFolder.open(run_folder.path).load("last").folder / "model.safetensors"
         arrays, _ = unpack_arrays(file)
         same = arrays["x"].tobytes() == array.tobytes()
-        _expect(same, "checkpoint", "a loaded array is not the one saved", REINSTALL)
+        expect(same, "checkpoint", "a loaded array is not the one saved", REINSTALL)
         data = bytearray(file.read_bytes())
         data[len(data) // 2] ^= 1
         file.write_bytes(data)
@@ -225,13 +172,13 @@ def working_folder() -> None:
             same = (folder / "old").read_bytes() == b"new" * 1000
     except OSError as error:
         raise CheckFailed("working folder", f"{Path.cwd()} does not take files ({error.strerror})", fix) from error
-    _expect(same, "working folder", f"a file renamed in {Path.cwd()} has another content", fix)
+    expect(same, "working folder", f"a file renamed in {Path.cwd()} has another content", fix)
 
 
 def all_checks() -> dict[str, Callable[[], None]]:
     """Every check by the name it has in the report."""
     kernels = {
-        f"{family} kernels, {name}": partial(kernel_family, family, name)
+        f"{family} kernels, {name}": partial(agrees, family, name)
         for family, names in FAMILIES.items()
         for name in names
         if name != "reference"

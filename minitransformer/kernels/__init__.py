@@ -8,7 +8,7 @@ first in `FAMILIES`. `use_backend` overrides that for tests and study.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
@@ -22,11 +22,15 @@ from minitransformer.errors import ConfigError, nearest
 
 # Implementations of each family in order of preference; the reference is always last.
 FAMILIES: dict[str, tuple[str, ...]] = {
-    "attention": ("reference",),
+    "attention": ("cpu", "reference"),
+    "decode": ("cpu", "reference"),
     "optimizer": ("cpu", "reference"),
-    "pointwise": ("reference",),
-    "rowwise": ("reference",),
+    "pointwise": ("cpu", "reference"),
+    "rowwise": ("cpu", "reference"),
 }
+
+# Called with the name of every kernel that is about to be compiled, which takes seconds; the command line says so.
+announcers: list[Callable[[str], object]] = []
 
 _backend: ContextVar[str | None] = ContextVar("minitransformer_backend", default=None)
 _used: ContextVar[set[str] | None] = ContextVar("minitransformer_families_used", default=None)

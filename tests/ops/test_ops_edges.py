@@ -53,7 +53,7 @@ X = np.ones((1, 2, 3, 4))
         (
             lambda: F.scaled_dot_product_attention(X, X, X, key_lengths=[-1]),
             RangeError,
-            r"key_lengths are \[-1\], expected 0 to 3",
+            r"key_lengths are \[-1\], expected 0 to 3. Count the keys of each row",
         ),
         (
             lambda: F.scaled_dot_product_attention(X, X, X, alibi_slopes=[np.nan, 1]),

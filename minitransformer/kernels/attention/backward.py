@@ -1,0 +1,195 @@
+"""Attention backward, on the tiles of the forward: queries in lanes, weights rebuilt from the log-sum-exp.
+
+For a tile of queries and a block of keys (all transposed, keys x queries):
+
+    S = K Q^T;  P = exp(S - lse);  dP = V dO^T;  dS = P (m dP - delta), delta = <dO, O> - dlse, m dropout's factors
+    dQ^T += K^T dS;  dV += (m P) dO;  dK += dS Q
+
+A task owns a key head. It adds up its dK and dV over tiles and query heads in a fixed order: the bits do not depend
+on how tasks are spread over threads.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import float64, int64, none, void
+
+from minitransformer.kernels.attention.rules import (
+    REACH,
+    SIZES,
+    Sizes,
+    change_scores,
+    cut,
+    draw_factors,
+    fill_spans,
+    keep_dbias,
+    rules_type,
+    span_together,
+)
+from minitransformer.kernels.attention.tiles import from_lanes, product, routine, to_lanes
+from minitransformer.kernels.compiled import kernel
+from minitransformer.kernels.simd import (
+    exp_low,
+    fma,
+    lanes,
+    load,
+    load_some,
+    select_less,
+    splat,
+    store,
+    store_some,
+    sum_lanes,
+    zeros,
+)
+
+KEYS = 64  # of a block: its scores and their gradients stay in the first cache
+
+
+def scratch_size(sizes: Sizes, lanes: int) -> int:
+    """How many numbers of scratch memory `differentiate` needs."""
+    D, E = (-(-n // lanes) * lanes for n in (sizes.D, sizes.E))
+    tile = 6 + 4 * KEYS + 3 * (sizes.D + sizes.E + 2 * lanes)
+    return tile * 2 * lanes + 2 * lanes * (D + E) + sizes.S * (D + E)
+
+
+@routine
+def _pad(A: Any, a: Any, rows: Any, columns: Any, w: Any, x: Any, width: Any, factor: Any) -> None:
+    """Copy dense rows to scratch memory, times `factor`, with zeros up to `width`, a multiple of L."""
+    L = lanes(A)
+    by = splat(factor)
+    for r in range(rows):
+        for c in range(0, width, L):
+            store(w, x + r * width + c, load_some(A, a + r * columns + c, columns - c) * by)
+
+
+@routine
+def _unpad(w: Any, x: Any, width: Any, A: Any, a: Any, rows: Any, columns: Any) -> None:
+    """The way back."""
+    L = lanes(A)
+    for r in range(rows):
+        for c in range(0, width, L):
+            store_some(A, a + r * columns + c, columns - c, load(w, x + r * width + c))
+
+
+@routine
+def _dot(A: Any, B: Any, at: Any, size: Any) -> Any:
+    """<A[at:at + size], B[at:at + size]>"""
+    L = lanes(A)
+    total = zeros(A)
+    for i in range(0, size, L):
+        total = fma(load_some(A, at + i, size - i), load_some(B, at + i, size - i), total)
+    return sum_lanes(total)
+
+
+def differentiate(
+    w: Any,
+    spans: Any,
+    dout: Any,
+    dlse: Any,
+    q: Any,
+    k: Any,
+    v: Any,
+    out: Any,
+    lse: Any,
+    dq: Any,
+    dk: Any,
+    dv: Any,
+    dbias: Any,
+    reach: Any,
+    sizes: Any,
+    scale: Any,
+    rules: Any,
+    begin: Any,
+    stop: Any,
+) -> None:
+    """The tasks from `begin` to `stop` of B x K: one key head, and all query heads that share it."""
+    T, L = q.dtype.type, lanes(q)
+    W, D, E, S = 2 * L, sizes.D, sizes.E, sizes.S
+    group = sizes.H // sizes.K
+    D_wide, E_wide = (D + L - 1) // L * L, (E + L - 1) // L * L
+    delta, level, scales, ones, bounds, s = 0, W, 2 * W, 3 * W, 4 * W, 6 * W
+    ds = s + KEYS * W
+    slope = ds + KEYS * W
+    f = slope + KEYS * W
+    qt = f + KEYS * W
+    gt = qt + D_wide * W
+    dqt = gt + E_wide * W
+    q_rows = dqt + D_wide * W
+    g_rows = q_rows + W * D_wide
+    dk_rows = g_rows + W * E_wide
+    dv_rows = dk_rows + S * D_wide
+    nothing = zeros(w)
+    w[scales : scales + W] = scale
+    w[ones : ones + W] = 1
+    for task in range(begin, stop):
+        b, kh = task // sizes.K, task % sizes.K
+        fill_spans(spans, reach, b, sizes.T, S)
+        k0, v0 = task * S * D, task * S * E
+        w[dk_rows : dk_rows + S * (D_wide + E_wide)] = 0
+        for h in range(kh * group, (kh + 1) * group):
+            for t in range(0, sizes.T, W):
+                queries = min(W, sizes.T - t)
+                at = (b * sizes.H + h) * sizes.T + t  # of the tile's first query among all
+                registers = (queries + L - 1) // L
+                one = span_together(spans, t, min(L, queries))
+                two = span_together(spans, t + L, queries - L) if registers > 1 else one
+                low, high = min(one[0], two[0]), max(one[1], two[1])
+                if low >= high:
+                    dq[at * D : (at + queries) * D] = 0
+                    continue
+                to_lanes(q, at * D, queries, D, w, qt, W, T(scale))
+                to_lanes(dout, at * E, queries, E, w, gt, W, T(1))
+                _pad(q, at * D, queries, D, w, q_rows, D_wide, T(scale))
+                _pad(dout, at * E, queries, E, w, g_rows, E_wide, T(1))
+                w[delta : delta + 2 * W] = 0
+                for n in range(queries):
+                    w[delta + n] = _dot(dout, out, (at + n) * E, E) - dlse[at + n]
+                    # Without any key -inf: then all weights are exp(-inf - inf) = 0.
+                    w[level + n] = lse[at + n] if lse[at + n] != -np.inf else T(np.inf)
+                for j in range(low, high, KEYS):
+                    keys = min(KEYS, high - j)
+                    product(k, k0 + j * D, D, 1, w, qt, W, w, s, W, D, keys, registers, False)
+                    product(v, v0 + j * E, E, 1, w, gt, W, w, ds, W, E, keys, registers, False)
+                    if rules is not None:
+                        change_scores(w, s, slope, True, rules, b, h, t, queries, j, keys)
+                    if rules is not None and rules.dropout:
+                        draw_factors(w, f, rules, sizes, b, h, t, queries, j, keys)
+                    for r in range(registers):
+                        c, own = r * L, one if r == 0 else two
+                        if j < own[2] or j + keys > own[3]:
+                            cut(w, s + c, bounds + c, spans, t + c, queries - c, j, keys, own[2], own[3])
+                        known, less = load(w, level + c), load(w, delta + c)
+                        for n in range(c, keys * W, W):
+                            p, dp = exp_low(load(w, s + n) - known), load(w, ds + n)
+                            if rules is not None and rules.dropout:
+                                m = load(w, f + n)
+                                store(w, s + n, p * m)
+                                dp = dp * m
+                            else:
+                                store(w, s + n, p)
+                            store(w, ds + n, p * (dp - less))
+                    if rules is not None:
+                        if rules.bias.size:
+                            keep_dbias(w, ds, ones, dbias, sizes, b, h, t, queries, j, keys)
+                        if rules.softcap != 0:
+                            for n in range(ds, ds + keys * W, L):
+                                g = load(w, n)  # where it is 0 it stays so, whatever the slope of an infinite score
+                                steep = g * load(w, n + slope - ds)
+                                store(w, n, select_less(g, nothing, steep, select_less(nothing, g, steep, g)))
+                    dk_j, dv_j = dk_rows + j * D_wide, dv_rows + j * E_wide
+                    product(k, k0 + j * D, 1, D, w, ds, W, w, dqt, W, keys, D, registers, j > low)
+                    product(w, ds, W, 1, w, q_rows, D_wide, w, dk_j, D_wide, queries, keys, D_wide // L, True)
+                    product(w, s, W, 1, w, g_rows, E_wide, w, dv_j, E_wide, queries, keys, E_wide // L, True)
+                from_lanes(w, dqt, W, dq, at * D, D, queries, D, w, scales)
+        _unpad(w, dk_rows, D_wide, dk, k0, S, D)
+        _unpad(w, dv_rows, E_wide, dv, v0, S, E)
+
+
+def _signature(T: Any, rules: Any) -> Any:
+    return void(T[::1], int64[::1], *[T[::1]] * 11, REACH, SIZES, float64, rules, int64, int64)
+
+
+plain = kernel(lambda T: _signature(T, none))(differentiate)
+ruled = kernel(lambda T: _signature(T, rules_type(T)))(differentiate)
