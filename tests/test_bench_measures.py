@@ -26,9 +26,7 @@ from minitransformer.errors import ConfigError
 from minitransformer.models import GPTConfig
 from minitransformer.threads import Workers, get_num_threads, set_num_threads
 
-TORCH = "torch (passive)"
 SPREAD = {"min", "q1", "median", "q3"}
-MEASURES = ("step", "attention", "gemm", "decode", "memory", "scaling", "startup")
 
 
 @pytest.fixture(autouse=True)

@@ -30,8 +30,6 @@ from minitransformer.cli import main
 from minitransformer.cli.parser import parser
 from minitransformer.errors import ConfigError, MiniTransformerError, MissingExtraError
 
-TORCH = "torch (passive)"
-SPREAD = {"min", "q1", "median", "q3"}
 MEASURES = ("step", "attention", "gemm", "decode", "memory", "scaling", "startup")
 
 

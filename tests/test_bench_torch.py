@@ -27,8 +27,6 @@ from minitransformer.errors import ConfigError, GradientError
 from minitransformer.threads import get_num_threads, set_num_threads
 
 TORCH = "torch (passive)"
-SPREAD = {"min", "q1", "median", "q3"}
-MEASURES = ("step", "attention", "gemm", "decode", "memory", "scaling", "startup")
 
 
 OF_EACH_POLICY = peer.of_each_policy

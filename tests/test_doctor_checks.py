@@ -21,7 +21,7 @@ from minitransformer.cli import main
 from minitransformer.doctor import checks
 from minitransformer.doctor.kernels import CALLS
 from minitransformer.kernels import FAMILIES
-from minitransformer.kernels.attention import reference as attention
+from minitransformer.kernels.attention import cpu as attention
 from minitransformer.kernels.optimizer import cpu
 
 
@@ -98,7 +98,27 @@ def imprecise_attention(monkeypatch: pytest.MonkeyPatch) -> str:
 
 def nan_kernel(monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(cpu, "squared_norm", lambda x: np.nan)
-    return "squared_norm in float32 is nan away from the reference"
+    return "squared_norm in float32 is inf roundings away from the reference"
+
+
+def scaled(family: str, name: str) -> Callable[[pytest.MonkeyPatch], str]:
+    """One array that a compiled kernel returns or writes to is wrong by a part in a thousand."""
+
+    def break_it(monkeypatch: pytest.MonkeyPatch) -> str:
+        module = import_module(f"minitransformer.kernels.{family}.cpu")
+        right = getattr(module, name)
+
+        def wrong(first: np.ndarray, *more: Any) -> Any:
+            out = right(first, *more)
+            array = first if out is None else out[0] if isinstance(out, tuple) else out
+            array *= 1.001
+            return out
+
+        monkeypatch.setattr(module, name, wrong)
+        return f"{name} in float32 is"
+
+    break_it.__name__ = f"{family}_{name}"
+    return break_it
 
 
 def wrong_kernel(monkeypatch: pytest.MonkeyPatch) -> str:
@@ -149,8 +169,13 @@ BREAKS = [
     ("BLAS", wrong_product),
     ("attention", wrong_attention),
     ("attention", imprecise_attention),
+    ("attention kernels, cpu", scaled("attention", "forward")),
+    ("attention kernels, cpu", scaled("attention", "backward")),
+    ("decode kernels, cpu", scaled("decode", "block_step")),
     ("optimizer kernels, cpu", nan_kernel),
     ("optimizer kernels, cpu", wrong_kernel),
+    ("pointwise kernels, cpu", scaled("pointwise", "gelu_tanh_bias_backward")),
+    ("rowwise kernels, cpu", scaled("rowwise", "layer_norm_forward")),
     ("training", training_by_threads),
     ("training", training_in_vain),
     ("checkpoint", damage_unnoticed),

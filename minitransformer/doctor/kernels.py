@@ -114,7 +114,9 @@ def _distance(a: np.ndarray, b: np.ndarray) -> float:
     """The largest difference, over the largest number; infinite where one is NaN."""
     if a.size == 0:
         return 0.0
-    error = float(np.max(np.abs(a - b)) / max(float(np.max(np.abs(b))), 1e-30))
+    with np.errstate(invalid="ignore"):  # the log-sum-exp of an empty row is -inf
+        error = float(np.max(np.where(a == b, 0, np.abs(a - b))))
+    error /= max(float(np.max(np.abs(b), where=np.isfinite(b), initial=0)), 1e-30)
     return error if error == error else np.inf
 
 

@@ -19,10 +19,12 @@ from minitransformer.kernels.attention.reference import Gradients, allowed, weig
 from minitransformer.kernels.attention.rules import Sizes, reach_of, rules_of
 from minitransformer.kernels.entrance import entrance
 from minitransformer.kernels.simd import REGISTER_BITS
+from minitransformer.threads import split
 
 __all__ = ["allowed", "backward", "forward", "weights_backward", "weights_forward"]
 
 _LINE = 64  # bytes of a cache line
+_SMALL = 1_000_000  # multiplications of a forward, a tenth of a millisecond
 
 
 @entrance(reference, "BHTD", "BKSD", "BKSE", "*")
@@ -42,7 +44,7 @@ def forward(
     def run(begin: int, stop: int) -> None:
         kernel(*_scratch(_forward.scratch_size, sizes, q.dtype), *arrays, *settings, begin, stop)
 
-    _split(sizes.B * sizes.K, run)
+    _split(sizes, run)
     return out, lse
 
 
@@ -73,13 +75,17 @@ def backward(
     def run(begin: int, stop: int) -> None:
         kernel(*_scratch(_backward.scratch_size, sizes, q.dtype), *arrays, *settings, begin, stop)
 
-    _split(sizes.B * sizes.K, run)
+    _split(sizes, run)
     return Gradients(dq, dk, dv, None if bias is None else dbias)
 
 
-def _split(count: int, run: Callable[[int, int], None]) -> None:
-    """Run all tasks, of which any number may run at a time: kernels release the lock."""
-    run(0, count)
+def _split(sizes: Sizes, run: Callable[[int, int], None]) -> None:
+    """Run all tasks, on several threads if there is so much to do that handing it over pays."""
+    tasks = sizes.B * sizes.K
+    if sizes.B * sizes.H * sizes.T * sizes.S * (sizes.D + sizes.E) < _SMALL:
+        run(0, tasks)
+    else:
+        split(tasks, run)
 
 
 def _sizes(q: np.ndarray, v: np.ndarray) -> Sizes:

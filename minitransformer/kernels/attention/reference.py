@@ -86,8 +86,8 @@ def _mod_slope(raw: np.ndarray, problem: Problem) -> np.ndarray | None:
     """d mod / d raw, None if it is 1 everywhere."""
     slope = None
     if problem.softcap:
-        tanh = np.tanh(raw / problem.softcap)
-        slope = 1 - tanh * tanh
+        with np.errstate(over="ignore"):  # 1 - tanh^2, without losing its bits where tanh is nearly 1
+            slope = 1 / np.cosh(raw / problem.softcap) ** 2
     if problem.score_mod is not None:
         scores = _mod(raw, None, problem._replace(score_mod=None))
         if problem.score_mod_grad is not None:
