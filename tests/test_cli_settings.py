@@ -20,7 +20,8 @@ from minitransformer.cli import main, verbs
 from minitransformer.cli.parser import parser
 from minitransformer.cli.settings import SETTINGS
 
-VERBS = ["train", "resume", "generate", "eval", "bench", "bench step", "bench time-to-loss", "doctor"]
+BENCHES = ("step", "time-to-loss", "attention", "gemm", "decode", "memory", "scaling", "startup", "gradcheck")
+VERBS = ["train", "resume", "generate", "eval", "bench", *(f"bench {what}" for what in BENCHES), "doctor"]
 
 
 @pytest.fixture(autouse=True)

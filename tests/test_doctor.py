@@ -24,7 +24,8 @@ from minitransformer.doctor.text import facts_text
 from minitransformer.kernels import compiled, store
 
 ROOT = Path(mt.__file__).parent.parent
-CHECKS = ["random numbers", "BLAS", "attention", "optimizer kernels, cpu", "training", "checkpoint", "working folder"]
+KERNELS = [f"{family} kernels, cpu" for family in ("attention", "decode", "optimizer", "pointwise", "rowwise")]
+CHECKS = ["random numbers", "BLAS", "attention", *KERNELS, "training", "checkpoint", "working folder"]
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +63,7 @@ def test_the_report_as_text(capsys: pytest.CaptureFixture[str], folder: Path, mo
     assert [margin for margin in margins if margin in sections] == sections
     assert f"numpy {np.__version__}" in out and "OPENBLAS_VERBOSE=0" in out
     assert re.findall(r"^  (\w+) +(.+?) +\d+\.\d\d s$", out, re.M) == [("ok", name) for name in CHECKS]
-    assert re.fullmatch(r"all 7 checks passed in \d+\.\d s", out.splitlines()[-1])
+    assert re.fullmatch(r"all 11 checks passed in \d+\.\d s", out.splitlines()[-1])
     assert list(folder.iterdir()) == []
 
 
@@ -179,6 +180,7 @@ def doctor_process(cache: Path, *argv: str) -> tuple[int, dict[str, Any]]:
     return run.returncode, json.loads(run.stdout)
 
 
+@pytest.mark.thorough
 def test_kernels_are_compiled_once(tmp_path: Path) -> None:
     number = len(list(compiled.all_kernels()))
     assert number >= 10
@@ -233,5 +235,5 @@ def test_a_terminal_gets_a_bar_and_fits_80_columns() -> None:
     os.close(parent)
     assert process.returncode == 0
     text = shown.decode()
-    assert re.search(r"checking 2/7 \|.*\|, attention", text)
+    assert re.search(r"checking 2/11 \|.*\|, attention", text)
     assert max(len(line) for line in re.split(r"[\r\n]+", text) if "/" not in line) <= 80

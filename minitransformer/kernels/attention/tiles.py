@@ -13,19 +13,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, register_jitable
 
-from minitransformer.kernels.simd import (
-    REGISTER_BITS,
-    Vector,
-    _address,
-    _call,
-    _constant,
-    _first,
-    _spread,
-    _suffix,
-    lanes,
-    load,
-    splat,
-)
+from minitransformer.kernels.simd import REGISTER_BITS, Vector, lanes, load, splat
+from minitransformer.kernels.simd.registers import call, filled, first_of, pointer_to, spread, suffix
 
 # A tile is ROWS x 2 registers of sums. AVX-512 and NEON have 32 registers, older x86 has 16, and two rows of B and
 # one number of A must find a place too.
@@ -80,12 +69,12 @@ def _product_function(module: Any, vt: ir.VectorType, suffix: str, width: int) -
     columns = [builder.load(at(b, _INT(w * lanes)), align=align) for w in range(width)]
     totals = []
     for r in range(ROWS):
-        number = _spread(builder, vt, builder.load(builder.gep(a, [offsets[r]])))
+        number = spread(builder, vt, builder.load(builder.gep(a, [offsets[r]])))
         totals += [
-            _call(builder, f"llvm.fma.{suffix}", vt, (number, columns[w], sums[r * width + w])) for w in range(width)
+            call(builder, f"llvm.fma.{suffix}", vt, (number, columns[w], sums[r * width + w])) for w in range(width)
         ]
     following = builder.add(k, _INT(1)), builder.gep(a, [step]), builder.gep(b, [ldb])
-    zero = _constant(vt, 0.0)
+    zero = filled(vt, 0.0)
     for phi, first, next_ in zip(
         (k, a, b, *sums), (_INT(0), A, B, *[zero] * len(sums)), (*following, *totals), strict=True
     ):
@@ -142,8 +131,8 @@ def _product(width: int) -> Any:
         def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             A, a, row, step, B, b, ldb, C, c, ldc, K, rows, add = args
             vector = Vector(sig.args[0].dtype)
-            code = _product_function(builder.module, context.get_value_type(vector), _suffix(vector), width)
-            A, B, C = (_address(context, builder, sig.args[0], *pair) for pair in ((A, a), (B, b), (C, c)))
+            code = _product_function(builder.module, context.get_value_type(vector), suffix(vector), width)
+            A, B, C = (pointer_to(context, builder, sig.args[0], *pair) for pair in ((A, a), (B, b), (C, c)))
             builder.call(code, [A, row, step, B, ldb, C, ldc, K, rows, builder.trunc(add, _BIT)])
             return context.get_dummy_value()
 
@@ -203,11 +192,11 @@ def _transpose_function(module: Any, vt: ir.VectorType, suffix: str) -> Any:
         return builder.select(builder.icmp_signed("<", _INT(r), count), whole, ir.Constant(bits, None))
 
     registers = []
-    whole = _first(builder, vt, columns)
+    whole = first_of(builder, vt, columns)
     for r in range(lanes):
         address = builder.bitcast(builder.gep(A, [builder.mul(_INT(r), lda)]), vt.as_pointer())
-        given = [address, align, mask(whole, r, rows), _constant(vt, 0.0)]
-        loaded = _call(builder, f"llvm.masked.load.{suffix}.p0{suffix}", vt, given)
+        given = [address, align, mask(whole, r, rows), filled(vt, 0.0)]
+        loaded = call(builder, f"llvm.masked.load.{suffix}.p0{suffix}", vt, given)
         registers.append(builder.fmul(loaded, factor))
     # Shuffling the two halves into each other log2(lanes) times brings element r of register c to c of r.
     orders = [[half + n // 2 + n % 2 * lanes for n in range(lanes)] for half in (0, lanes // 2)]
@@ -215,11 +204,11 @@ def _transpose_function(module: Any, vt: ir.VectorType, suffix: str) -> Any:
     for _ in range(lanes.bit_length() - 1):
         pairs = zip(registers[: lanes // 2], registers[lanes // 2 :], strict=True)
         registers = [builder.shuffle_vector(*pair, order) for pair in pairs for order in orders]
-    whole = _first(builder, vt, columns_out)
+    whole = first_of(builder, vt, columns_out)
     for r in range(lanes):
         address = builder.bitcast(builder.gep(B, [builder.mul(_INT(r), ldb)]), vt.as_pointer())
         given = [registers[r], address, align, mask(whole, r, rows_out)]
-        _call(builder, f"llvm.masked.store.{suffix}.p0{suffix}", ir.VoidType(), given)
+        call(builder, f"llvm.masked.store.{suffix}.p0{suffix}", ir.VoidType(), given)
     builder.ret_void()
     return function
 
@@ -243,8 +232,8 @@ def _transpose(
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         A, a, lda, rows, columns, B, b, ldb, rows_out, columns_out, factor = args
-        code = _transpose_function(builder.module, factor.type, _suffix(sig.args[-1]))
-        A, B = (_address(context, builder, sig.args[0], *pair) for pair in ((A, a), (B, b)))
+        code = _transpose_function(builder.module, factor.type, suffix(sig.args[-1]))
+        A, B = (pointer_to(context, builder, sig.args[0], *pair) for pair in ((A, a), (B, b)))
         builder.call(code, [A, lda, rows, columns, B, ldb, rows_out, columns_out, factor])
         return context.get_dummy_value()
 

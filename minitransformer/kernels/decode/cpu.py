@@ -303,7 +303,7 @@ def block_step(x: np.ndarray, weights: Weights, keys: np.ndarray, values: np.nda
             raise DTypeError("block_step", problem, "Pass the cache's own arrays")
     nothing = _NOTHING[x.dtype]
 
-    def ready(array: np.ndarray | None) -> np.ndarray:
+    def ready(array: np.ndarray | None) -> Any:
         if array is None:
             return nothing
         return array if array.flags.carray and array.dtype == x.dtype else np.require(array, x.dtype, ["C", "A", "W"])
