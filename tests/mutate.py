@@ -91,9 +91,25 @@ STAGES: dict[str, list[Stage]] = {
     "ops/reduce.py": [TENSORS, GRADIENTS, PEERS],
     "ops/shape.py": [TENSORS, GRADIENTS, PEERS],
     "kernels/__init__.py": [["tests/test_kernels_dispatch.py"], GRADIENTS],
-    "kernels/simd.py": [["tests/kernels/test_simd.py"], COMPILED_ROWS, COMPILED_ATTENTION],
-    "kernels/attention/cpu.py": [COMPILED_ATTENTION, of_ops("attention"), MODELS],
-    "kernels/attention/tiles.py": [COMPILED_ATTENTION, of_ops("attention"), MODELS],
+    **{
+        f"kernels/simd/{name}.py": [["tests/kernels/test_simd.py"], COMPILED_ROWS, COMPILED_ATTENTION]
+        for name in ("__init__", "arithmetic", "functions", "registers")
+    },
+    **{
+        f"kernels/attention/{name}.py": [COMPILED_ATTENTION, of_ops("attention"), MODELS]
+        for name in ("backward", "cpu", "forward", "rules", "tiles")
+    },
+    **{
+        f"kernels/decode/{name}.py": [["tests/kernels/test_decode.py"], MODELS] for name in ("cpu", "reference", "step")
+    },
+    **{
+        f"kernels/pointwise/{name}.py": [["tests/kernels/test_pointwise_cpu.py"], GRADIENTS]
+        for name in ("cpu", "dropout", "functions", "gelu")
+    },
+    **{
+        f"kernels/rowwise/{name}.py": [["tests/kernels/test_rowwise_cpu.py"], GRADIENTS]
+        for name in ("cpu", "norms", "rows", "softmax")
+    },
     "kernels/attention/mods.py": [
         ["tests/kernels/test_mods.py"],
         of_ops("attention"),

@@ -36,7 +36,7 @@ class TrainConfig(Config):
     """
 
     out_dir: str | None = None
-    max_steps: int = 1000
+    max_steps: int = 2000
     batch_size: int = 12
     learning_rate: float = 1e-3
     min_learning_rate: float = 1e-4
