@@ -24,7 +24,7 @@ class Whole(NamedTuple):
     """A run that nothing happened to, and the calls that it made on its folder."""
 
     text: Path
-    outcome: dict[str, bytes]
+    outcome: dict[str, str]
     trace: list[Call]
 
 

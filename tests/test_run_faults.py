@@ -26,7 +26,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(text: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, dict[str, bytes]]:
+def whole(text: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, dict[str, str]]:
     """How often an uninterrupted run changes the disk, and its outcome."""
     root = tmp_path_factory.mktemp("whole")
     assert cli(*train_arguments(text, root / "first"))[0] == 0  # what is compiled is cached: changes of other folders
@@ -72,7 +72,7 @@ def test_a_text_that_changed_before_the_first_checkpoint_is_refused(text: Path, 
 @pytest.mark.parametrize("number", [3, pytest.param(60, marks=pytest.mark.thorough)])
 @pytest.mark.parametrize("fault", ["kill", "enospc", "full", *LOSSES])
 def test_a_fault_at_any_change_of_the_disk_can_be_resumed_to_the_bit(
-    fault: str, number: int, text: Path, whole: tuple[int, dict[str, bytes]], tmp_path: Path
+    fault: str, number: int, text: Path, whole: tuple[int, dict[str, str]], tmp_path: Path
 ) -> None:
     changes, expected = whole
     assert changes > 150

@@ -18,7 +18,7 @@ from minitransformer.training import Callback
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("whole") / "run"
     run(folder)
     return files(folder)
@@ -34,7 +34,7 @@ HOW = st.sampled_from(["interrupt", "kill after the log", "kill after the checkp
 )
 def test_stopped_and_resumed_equals_uninterrupted_byte_for_byte(
     tmp_path_factory: pytest.TempPathFactory,
-    uninterrupted: dict[str, bytes],
+    uninterrupted: dict[str, str],
     stops: list[tuple[int, str]],
     threads: list[int],
 ) -> None:
@@ -62,9 +62,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("how", ["interrupt", "kill after the log", "kill after the checkpoint"])
-def test_every_number_of_threads_resumes(
-    how: str, threads: int, tmp_path: Path, uninterrupted: dict[str, bytes]
-) -> None:
+def test_every_number_of_threads_resumes(how: str, threads: int, tmp_path: Path, uninterrupted: dict[str, str]) -> None:
     run(tmp_path / "run", Stop(7, how), threads=threads)
     run(tmp_path / "run", resume=True, threads=threads)
     assert files(tmp_path / "run") == uninterrupted
@@ -92,7 +90,7 @@ def test_float64_resumes_in_float64_and_not_in_float32(tmp_path: Path) -> None:
     assert files(tmp_path / "run") == files(tmp_path / "whole")
 
 
-def test_the_start_of_the_resumed_model_does_not_matter(tmp_path: Path, uninterrupted: dict[str, bytes]) -> None:
+def test_the_start_of_the_resumed_model_does_not_matter(tmp_path: Path, uninterrupted: dict[str, str]) -> None:
     run(tmp_path / "run", Stop(7, "interrupt"))
     mt.manual_seed(99)
     model = mt.GPT(fresh_gpt(**GPT).config)
@@ -149,15 +147,13 @@ def test_patience_is_counted_across_a_resume(tmp_path: Path) -> None:
     assert (result.steps, result.reason) == (12, "early stopping")
 
 
-def test_a_kill_before_the_first_step_leaves_something_to_resume(
-    tmp_path: Path, uninterrupted: dict[str, bytes]
-) -> None:
+def test_a_kill_before_the_first_step_leaves_something_to_resume(tmp_path: Path, uninterrupted: dict[str, str]) -> None:
     run(tmp_path / "run", Stop(0, "kill after the checkpoint"))
     run(tmp_path / "run", resume=True)
     assert files(tmp_path / "run") == uninterrupted
 
 
-def test_a_run_killed_before_its_first_checkpoint_starts_over(tmp_path: Path, uninterrupted: dict[str, bytes]) -> None:
+def test_a_run_killed_before_its_first_checkpoint_starts_over(tmp_path: Path, uninterrupted: dict[str, str]) -> None:
     folder = tmp_path / "run"
     for resume in (False, True):
         assert run(folder, Never(), resume=resume) is None
