@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from checker import Case, case
 
+from minitransformer.kernels.decode.step import block_shapes
 from minitransformer.ops.attention import make_problem
 from minitransformer.ops.gpt_block import BlockOptions
 from minitransformer.random import DrawKey
@@ -18,11 +19,10 @@ KEY = DrawKey(seed=5, step=3, site=17, first_row=2)
 def block(B: int = 2, T: int = 3, H: int = 2, K: int = 2, D: int = 2, F: int = 3, **options: Any) -> Case:
     """A block with all biases, or with none if bias=False; `attention` are options of its attention."""
     C = H * D
-    swiglu, rms = options.get("activation") == "swiglu", options.get("norm") == "rms"
+    rms = options.get("norm") == "rms"
     biased = options.pop("bias", True)
     attention = {"is_causal": True, **options.pop("attention", {})}
-    rows, up = C + 2 * K * D, 2 * F if swiglu else F
-    shapes = [(C,), (C,), (rows, C), (rows,), (C, C), (C,), (C,), (C,), (up, C), (up,), (C, F), (C,)]
+    shapes = block_shapes(H, K, D, F, options.get("activation", "gelu_tanh"))
     weights = [
         None if i % 2 and (not biased or (rms and i in (1, 7))) else RNG.standard_normal(shape)
         for i, shape in enumerate(shapes)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from minitransformer.kernels.attention import reference as attention
-from minitransformer.kernels.decode.step import Step, Weights
+from minitransformer.kernels.decode.step import BlockWeights, Step, block_shapes
 from minitransformer.kernels.rowwise import reference as rowwise
 from minitransformer.random import DrawKey
 from minitransformer.testing.calls import attended
@@ -71,8 +71,7 @@ def _steps(rng: np.random.Generator, dtype: Any) -> list[Call]:
         C = H * D
         for given in options:
             swiglu = given.get("activation") == "swiglu"
-            rows, up = C + 2 * K * D, 2 * F if swiglu else F
-            shapes = [(C,), (C,), (rows, C), (rows,), (C, C), (C,), (C,), (C,), (up, C), (up,), (C, F), (C,)]
+            shapes = block_shapes(H, K, D, F, given.get("activation", "gelu_tanh"))
             weights = [
                 None if swiglu and i % 2 else (_normal(rng, dtype, *shape) / 9).astype(dtype)
                 for i, shape in enumerate(shapes)
@@ -86,7 +85,7 @@ def _steps(rng: np.random.Generator, dtype: Any) -> list[Call]:
                 angles = rng.random((B, D // 2))
                 ready["rotation"] = np.cos(angles).astype(dtype), np.sin(angles).astype(dtype)
             cache = (_normal(rng, dtype, B, K, stored + 1 + more, D) for _ in range(2))
-            calls.append(((_normal(rng, dtype, B, C), Weights(*weights), *cache, Step(H, stored, **ready)), {}))
+            calls.append(((_normal(rng, dtype, B, C), BlockWeights(*weights), *cache, Step(H, stored, **ready)), {}))
     return calls
 
 
@@ -235,9 +234,6 @@ CALLS: dict[str, dict[str, Callable[..., list[Call]]]] = {
         "layer_norm_backward_add": _or_none(_rows("NC", "NC", "C", "N", "N", "NC"), 2),
         "column_sum": _rows("NC"),
         "embedding_backward": _looked_up,
-        "cross_entropy_forward_backward": lambda rng, dtype: [
-            ((*call, 0.25), settings) for call, settings in _classes(rng, dtype)
-        ],
         "rms_norm_forward": lambda rng, dtype: [((x, w, eps), {}) for (x, w, _, eps), _ in _affine(rng, dtype)],
         "rms_norm_backward": _rows("NC", "NC", "C", "N"),
         "cross_entropy_forward": _classes,

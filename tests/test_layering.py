@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1] / "minitransformer"
 HOUSE = """
     version errors memory checks render random threads files
 
-    kernels kernels.store kernels.compiled kernels.entrance kernels.simd/ kernels/
+    kernels kernels.store kernels.compiled kernels.entrance kernels.philox kernels.simd/ kernels/
 
     autograd.base autograd/
 

@@ -67,3 +67,10 @@ def entrance(reference: ModuleType, *shapes: str) -> Callable[[Function], Functi
         return enter  # type: ignore[return-value]
 
     return decorate
+
+
+def mapped(kernel: Callable[..., Any], *arrays: np.ndarray) -> np.ndarray:
+    """What an elementwise kernel of flat arrays, the last of which it writes, makes of arrays of one shape."""
+    out = np.empty_like(arrays[0])
+    kernel(*(x.reshape(-1) for x in (*arrays, out)))
+    return out

@@ -8,7 +8,7 @@ import numpy as np
 
 from minitransformer import kernels, random
 from minitransformer.autograd import OPS, Parameter, Tensor, watching
-from minitransformer.kernels.decode.step import Step, Weights
+from minitransformer.kernels.decode.step import BlockWeights, Step
 from minitransformer.models.gpt_config import GPTConfig
 from minitransformer.nn.attention import MultiHeadAttention
 from minitransformer.nn.dropout import Dropout, call_site
@@ -116,7 +116,7 @@ class GPTBlock(Module):
         if step.eps != self.norm1.eps:
             step = step._replace(eps=self.norm1.eps)
         arrays: Any = (None if p is None else p.data for p in self._weights())
-        kernels.serve("decode", rows).block_step(rows, Weights(*arrays), keys, values, step)
+        kernels.serve("decode", rows).block_step(rows, BlockWeights(*arrays), keys, values, step)
 
     def _weights(self) -> tuple[Parameter | None, ...]:
         """The parameters in the order of `BlockWeights`."""

@@ -20,31 +20,12 @@ from minitransformer.autograd import register
 from minitransformer.checks import check_choice
 from minitransformer.errors import DTypeError, ShapeError
 from minitransformer.kernels.attention.problem import Problem
+from minitransformer.kernels.decode.step import BlockWeights, block_shapes
 from minitransformer.ops.activation import check_float
 from minitransformer.ops.attention import Attention, attention_backward, attention_forward
 from minitransformer.ops.dropout import Dropped, dropout_backward, dropout_forward
 from minitransformer.ops.position import Rotation, rope_backward, rope_forward
 from minitransformer.random import DrawKey
-
-
-class BlockWeights(NamedTuple):
-    """The parameters of a block; linear ones as in `linear`, (out, in). Biases may be None, all else may not.
-
-    C is the width, F that of the feed-forward network, K D the rows of keys, and of values, in `qkv`.
-    """
-
-    norm1: np.ndarray  # (C,)
-    norm1_bias: np.ndarray | None
-    qkv: np.ndarray  # (C + 2 K D, C): rows of the queries, keys and values
-    qkv_bias: np.ndarray | None
-    proj: np.ndarray  # (C, C), of the heads side by side
-    proj_bias: np.ndarray | None
-    norm2: np.ndarray  # (C,)
-    norm2_bias: np.ndarray | None
-    up: np.ndarray  # (F, C); (2 F, C) with swiglu, gate first
-    up_bias: np.ndarray | None
-    down: np.ndarray  # (C, F)
-    down_bias: np.ndarray | None
 
 
 class BlockOptions(NamedTuple):
@@ -323,11 +304,8 @@ def _checked(x: np.ndarray, weights: BlockWeights, options: BlockOptions) -> tup
     if C == 0 or H < 1 or K < 1 or C % H or H % K:
         problem = f"x has shape {x.shape}, expected (B, T, C) with C divisible by {H} heads, and those by {K}"
         raise ShapeError("gpt_block", problem, "Choose a number of heads that divides the width")
-    D = C // H
     F = 0 if weights.down is None or weights.down.ndim != 2 else weights.down.shape[1]
-    up = 2 * F if options.activation == "swiglu" else F
-    rows = C + 2 * K * D
-    expected = ((C,), (C,), (rows, C), (rows,), (C, C), (C,), (C,), (C,), (up, C), (up,), (C, F), (C,))
+    expected = block_shapes(H, K, C // H, F, options.activation)
     array: Any
     for name, array, shape in zip(BlockWeights._fields, weights, expected, strict=True):
         if array is None and name.endswith("bias"):

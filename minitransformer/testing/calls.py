@@ -14,6 +14,7 @@ import numpy as np
 import minitransformer.ops  # noqa: F401  (fills OPS)
 from minitransformer.autograd import OPS
 from minitransformer.kernels.attention.problem import Problem
+from minitransformer.kernels.decode.step import block_shapes
 from minitransformer.ops.gpt_block import BlockOptions
 from minitransformer.random import DrawKey
 
@@ -241,8 +242,7 @@ def layered(rng: np.random.Generator) -> Inputs:
     C = H * D
     x = rng.standard_normal((B, T, C))
     problem = Problem(scale=D**-0.5, offset=np.zeros(1, np.int64), causal=True)
-    rows = C + 2 * K * D
-    shapes = [(C,), (C,), (rows, C), (rows,), (C, C), (C,), (C,), (C,), (F, C), (F,), (C, F), (C,)]
+    shapes = block_shapes(H, K, D, F, "gelu_tanh")
     biases = (1, 3, 5, 7, 9, 11)
     weights = [
         None if i in biases and rng.random() < 0.3 else rng.standard_normal(shape) / math.sqrt(shape[-1])

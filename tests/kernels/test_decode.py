@@ -11,7 +11,7 @@ from kernel_calls import CALLS as KERNEL_CALLS
 
 from minitransformer.errors import MiniTransformerError
 from minitransformer.kernels.decode import cpu, reference
-from minitransformer.kernels.decode.step import Step, Weights
+from minitransformer.kernels.decode.step import BlockWeights, Step
 
 CALLS = range(len(KERNEL_CALLS["decode"]["block_step"](np.random.default_rng(0), np.float64)))
 
@@ -58,11 +58,11 @@ def test_a_row_that_sees_nothing_attends_to_nothing() -> None:
 
 
 def _wrong(**changes: Any) -> tuple[Any, ...]:
-    """A right call of which some things are replaced: parts of Step, of Weights, or whole arguments."""
+    """A right call of which some things are replaced: parts of Step, of BlockWeights, or whole arguments."""
     x, weights, keys, values, step = KERNEL_CALLS["decode"]["block_step"](np.random.default_rng(5), np.float64)[0][0]
     call = {"x": x, "keys": keys, "values": values}
     call.update({name: value for name, value in changes.items() if name in call})
-    weights = weights._replace(**{n: v for n, v in changes.items() if n in Weights._fields})
+    weights = weights._replace(**{n: v for n, v in changes.items() if n in BlockWeights._fields})
     step = step._replace(**{n: v for n, v in changes.items() if n in Step._fields})
     return call["x"], weights, call["keys"], call["values"], step
 

@@ -14,6 +14,7 @@ from numba import boolean, float64, int64, types, uint8, uint64
 
 from minitransformer.kernels.attention.problem import Problem
 from minitransformer.kernels.attention.tiles import from_lanes, routine
+from minitransformer.kernels.philox import philox
 from minitransformer.kernels.simd import exp_low, lanes, load, select_less, splat, store, tanh
 
 _FAR = 2**62
@@ -237,17 +238,6 @@ def change_scores(
 
 
 @routine
-def _philox(c0: Any, c1: Any, c2: Any, c3: Any, k0: Any, k1: Any) -> Any:
-    """Philox-4x32-10, as in `minitransformer.random`: four words for one counter."""
-    low, shift = np.uint64(0xFFFFFFFF), np.uint64(32)
-    for _ in range(10):
-        p0, p1 = np.uint64(0xD2511F53) * c0, np.uint64(0xCD9E8D57) * c2
-        c0, c1, c2, c3 = (p1 >> shift) ^ c1 ^ k0, p1 & low, (p0 >> shift) ^ c3 ^ k1, p0 & low
-        k0, k1 = (k0 + np.uint64(0x9E3779B9)) & low, (k1 + np.uint64(0xBB67AE85)) & low
-    return c0, c1, c2, c3
-
-
-@routine
 def draw_factors(
     w: Any, f: Any, rules: Any, sizes: Any, b: Any, h: Any, t: Any, queries: Any, j: Any, keys: Any
 ) -> None:
@@ -259,7 +249,7 @@ def draw_factors(
     for q in range(queries):
         start = (h * sizes.T + t + q) * sizes.S + j
         for quad in range(start // 4, (start + keys + 3) // 4):
-            words = _philox(np.uint64(quad), row, site, step, rules.key[0], rules.key[1])
+            words = philox(np.uint64(quad), row, site, step, rules.key[0], rules.key[1])
             for n in range(4):
                 i = 4 * quad + n - start
                 if 0 <= i < keys:

@@ -14,7 +14,7 @@ from numba import boolean, float64, int64, njit, void
 
 from minitransformer.errors import DTypeError
 from minitransformer.kernels.compiled import kernel
-from minitransformer.kernels.decode.step import Step, Weights, check
+from minitransformer.kernels.decode.step import BlockWeights, Step, check
 from minitransformer.kernels.simd import (
     broadcast,
     exp,
@@ -294,7 +294,7 @@ _NO_BOOL = np.empty(0, bool)
 _NOTHING = {np.dtype(np.float32): np.empty(0, np.float32), np.dtype(np.float64): _NO_FLOAT64}
 
 
-def block_step(x: np.ndarray, weights: Weights, keys: np.ndarray, values: np.ndarray, step: Step) -> None:
+def block_step(x: np.ndarray, weights: BlockWeights, keys: np.ndarray, values: np.ndarray, step: Step) -> None:
     """See `reference.block_step`. x and the cache must be contiguous, for they are written to."""
     H, _, _ = check(x, weights, keys, values, step)
     for name, array in (("x", x), ("keys", keys), ("values", values)):

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from minitransformer.kernels.decode.step import Step, Weights, check
+from minitransformer.kernels.decode.step import BlockWeights, Step, check
 
 
-def block_step(x: np.ndarray, weights: Weights, keys: np.ndarray, values: np.ndarray, step: Step) -> None:
+def block_step(x: np.ndarray, weights: BlockWeights, keys: np.ndarray, values: np.ndarray, step: Step) -> None:
     """Move the rows x (B, C) through the block, in place; their keys and values go to slot `step.stored`.
 
     `keys` and `values` are (B, K, capacity, D), of which the first `stored` slots are filled. Raises

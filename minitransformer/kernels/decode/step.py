@@ -9,21 +9,31 @@ import numpy as np
 from minitransformer.errors import ConfigError, RangeError, ShapeError
 
 
-class Weights(NamedTuple):
-    """The parameters of a block, as in `ops.gpt_block.BlockWeights`; linear ones are (out, in)."""
+class BlockWeights(NamedTuple):
+    """The parameters of a block; linear ones as in `linear`, (out, in). Biases may be None, all else may not.
 
-    norm1: np.ndarray
+    C is the width, F that of the feed-forward network, K D the rows of keys, and of values, in `qkv`.
+    """
+
+    norm1: np.ndarray  # (C,)
     norm1_bias: np.ndarray | None
-    qkv: np.ndarray
+    qkv: np.ndarray  # (C + 2 K D, C): rows of the queries, keys and values
     qkv_bias: np.ndarray | None
-    proj: np.ndarray
+    proj: np.ndarray  # (C, C), of the heads side by side
     proj_bias: np.ndarray | None
-    norm2: np.ndarray
+    norm2: np.ndarray  # (C,)
     norm2_bias: np.ndarray | None
-    up: np.ndarray
+    up: np.ndarray  # (F, C); (2 F, C) with swiglu, gate first
     up_bias: np.ndarray | None
-    down: np.ndarray
+    down: np.ndarray  # (C, F)
     down_bias: np.ndarray | None
+
+
+def block_shapes(H: int, K: int, D: int, F: int, activation: str) -> tuple[tuple[int, ...], ...]:
+    """The shapes of `BlockWeights` for H heads of width D, K key heads and a feed-forward width of F."""
+    C, rows = H * D, (H + 2 * K) * D
+    up = 2 * F if activation == "swiglu" else F
+    return (C,), (C,), (rows, C), (rows,), (C, C), (C,), (C,), (C,), (up, C), (up,), (C, F), (C,)
 
 
 class Step(NamedTuple):
@@ -40,7 +50,9 @@ class Step(NamedTuple):
     rotation: tuple[np.ndarray, np.ndarray] | None = None  # cosines and sines (B, D / 2)
 
 
-def check(x: np.ndarray, weights: Weights, keys: np.ndarray, values: np.ndarray, step: Step) -> tuple[int, int, int]:
+def check(
+    x: np.ndarray, weights: BlockWeights, keys: np.ndarray, values: np.ndarray, step: Step
+) -> tuple[int, int, int]:
     """(H, K, D), or `ShapeError`, `RangeError` or `ConfigError` if anything would be read or written out of place."""
     H = step.num_heads
     if step.norm not in ("layer", "rms") or step.activation not in ("gelu_tanh", "relu", "swiglu"):
@@ -51,9 +63,7 @@ def check(x: np.ndarray, weights: Weights, keys: np.ndarray, values: np.ndarray,
         raise ShapeError("block_step", problem, "Pass rows and a cache of this model")
     B, C = x.shape
     K, capacity, D = keys.shape[1], keys.shape[2], C // H
-    F = weights.down.shape[-1]
-    up, rows = 2 * F if step.activation == "swiglu" else F, C + 2 * K * D
-    expected = ((C,), (C,), (rows, C), (rows,), (C, C), (C,), (C,), (C,), (up, C), (up,), (C, F), (C,))
+    expected = block_shapes(H, K, D, weights.down.shape[-1], step.activation)
     pairs = [*zip(weights, expected, strict=True), (keys, (B, K, capacity, D)), (values, keys.shape)]
     S = step.stored + 1
     pairs += [(step.visible, (B, S)), (step.slopes, (H,))]

@@ -12,7 +12,7 @@ import numpy as np
 from numba import njit, void
 
 from minitransformer.kernels.compiled import kernel
-from minitransformer.kernels.entrance import entrance
+from minitransformer.kernels.entrance import entrance, mapped
 from minitransformer.kernels.pointwise import reference
 from minitransformer.kernels.pointwise.dropout import dropout_backward, dropout_forward
 from minitransformer.kernels.pointwise.functions import sigmoid_and_slope
@@ -137,82 +137,60 @@ def _swiglu_backward(dout: Any, gate: Any, up: Any, dgate: Any, dup: Any) -> Non
 @entrance(reference, "*")
 def relu_forward(x: np.ndarray) -> np.ndarray:
     """max(x, 0); NaN stays NaN."""
-    out = np.empty_like(x)
-    _relu(_flat(x), _flat(out))
-    return out
+    return mapped(_relu, x)
 
 
 @entrance(reference, "*", "*")
 def relu_backward(dout: np.ndarray, out: np.ndarray) -> np.ndarray:
     """dx = dout where out > 0"""
-    dx = np.empty_like(out)
-    _relu_backward(_flat(dout), _flat(out), _flat(dx))
-    return dx
+    return mapped(_relu_backward, dout, out)
 
 
 @entrance(reference, "*")
 def sigmoid_forward(x: np.ndarray) -> np.ndarray:
     """1 / (1 + exp(-x))"""
-    out = np.empty_like(x)
-    _sigmoid(_flat(x), _flat(out))
-    return out
+    return mapped(_sigmoid, x)
 
 
 @entrance(reference, "*", "*")
 def sigmoid_backward(dout: np.ndarray, out: np.ndarray) -> np.ndarray:
     """dx = dout s (1 - s)"""
-    dx = np.empty_like(out)
-    _sigmoid_backward(_flat(dout), _flat(out), _flat(dx))
-    return dx
+    return mapped(_sigmoid_backward, dout, out)
 
 
 @entrance(reference, "*")
 def tanh_forward(x: np.ndarray) -> np.ndarray:
     """The hyperbolic tangent."""
-    out = np.empty_like(x)
-    _tanh(_flat(x), _flat(out))
-    return out
+    return mapped(_tanh, x)
 
 
 @entrance(reference, "*", "*")
 def tanh_backward(dout: np.ndarray, out: np.ndarray) -> np.ndarray:
     """dx = dout (1 - t^2)"""
-    dx = np.empty_like(out)
-    _tanh_backward(_flat(dout), _flat(out), _flat(dx))
-    return dx
+    return mapped(_tanh_backward, dout, out)
 
 
 @entrance(reference, "*")
 def silu_forward(x: np.ndarray) -> np.ndarray:
     """x sigmoid(x), also called swish."""
-    out = np.empty_like(x)
-    _silu(_flat(x), _flat(out))
-    return out
+    return mapped(_silu, x)
 
 
 @entrance(reference, "*", "*")
 def silu_backward(dout: np.ndarray, x: np.ndarray) -> np.ndarray:
     """dx = dout s (1 + x (1 - s))"""
-    dx = np.empty_like(x)
-    _silu_backward(_flat(dout), _flat(x), _flat(dx))
-    return dx
+    return mapped(_silu_backward, dout, x)
 
 
 @entrance(reference, "*", "*")
 def swiglu_forward(gate: np.ndarray, up: np.ndarray) -> np.ndarray:
     """silu(gate) * up (Shazeer 2020, "GLU variants improve transformer")."""
-    out = np.empty_like(gate)
-    _swiglu(_flat(gate), _flat(up), _flat(out))
-    return out
+    return mapped(_swiglu, gate, up)
 
 
 @entrance(reference, "*", "*", "*")
 def swiglu_backward(dout: np.ndarray, gate: np.ndarray, up: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """dgate = dout up silu'(gate), dup = dout silu(gate)"""
     dgate, dup = np.empty_like(gate), np.empty_like(up)
-    _swiglu_backward(_flat(dout), _flat(gate), _flat(up), _flat(dgate), _flat(dup))
+    _swiglu_backward(*(a.reshape(-1) for a in (dout, gate, up, dgate, dup)))
     return dgate, dup
-
-
-def _flat(x: np.ndarray) -> np.ndarray:
-    return x.reshape(-1)

@@ -9,30 +9,24 @@ from numba import boolean, float64, njit, uint32, uint64, void
 
 from minitransformer.kernels.compiled import kernel
 from minitransformer.kernels.entrance import entrance
+from minitransformer.kernels.philox import philox
 from minitransformer.kernels.pointwise import reference
 
 if TYPE_CHECKING:
     from minitransformer.random import DrawKey
 
 _U = np.uint64  # beside a signed number, an unsigned one would become a float
-_MULTIPLIERS = (_U(0xD2511F53), _U(0xCD9E8D57))
-_WEYL = (_U(0x9E3779B9), _U(0xBB67AE85))
 PART = 1024  # words at a time: 4 KiB of cache
-_LOW, _SHIFT = _U(0xFFFFFFFF), _U(32)
 
 
 @njit
 def _fill(words: Any, first: Any, row: Any, site: Any, step: Any, seed: Any) -> None:
     """The words of the counters from (first, row, site, step) on: `random.philox`, many counters at a time."""
     for quad in range(words.size // 4):
-        c0, c1, c2, c3 = first + _U(quad), row, site, step
-        k0, k1 = seed & _LOW, seed >> _SHIFT
-        for _ in range(10):
-            p0, p1 = _MULTIPLIERS[0] * c0, _MULTIPLIERS[1] * c2
-            c0, c1, c2, c3 = (p1 >> _SHIFT) ^ c1 ^ k0, p1 & _LOW, (p0 >> _SHIFT) ^ c3 ^ k1, p0 & _LOW
-            k0, k1 = (k0 + _WEYL[0]) & _LOW, (k1 + _WEYL[1]) & _LOW
         i = 4 * quad
-        words[i], words[i + 1], words[i + 2], words[i + 3] = c0, c1, c2, c3
+        words[i], words[i + 1], words[i + 2], words[i + 3] = philox(
+            first + _U(quad), row, site, step, seed & _U(0xFFFFFFFF), seed >> _U(32)
+        )
 
 
 @njit

@@ -9,7 +9,7 @@ import numpy as np
 from numba import njit, void
 
 from minitransformer.kernels.compiled import kernel
-from minitransformer.kernels.entrance import entrance
+from minitransformer.kernels.entrance import entrance, mapped
 from minitransformer.kernels.pointwise import reference
 from minitransformer.kernels.pointwise.functions import normal, sigmoid_and_slope
 from minitransformer.kernels.simd import constant, fma, lanes, load_up_to, sigmoid, store_up_to
@@ -103,33 +103,25 @@ def _gelu_tanh_bias_backward(dout: Any, x: Any, dbias: Any) -> None:
 @entrance(reference, "*")
 def gelu_forward(x: np.ndarray) -> np.ndarray:
     """x Phi(x), Phi the normal distribution function (Hendrycks and Gimpel 2016)."""
-    out = np.empty_like(x)
-    _gelu(_flat(x), _flat(out))
-    return out
+    return mapped(_gelu, x)
 
 
 @entrance(reference, "*", "*")
 def gelu_backward(dout: np.ndarray, x: np.ndarray) -> np.ndarray:
     """dx = dout (Phi(x) + x phi(x))"""
-    dx = np.empty_like(x)
-    _gelu_backward(_flat(dout), _flat(x), _flat(dx))
-    return dx
+    return mapped(_gelu_backward, dout, x)
 
 
 @entrance(reference, "*")
 def gelu_tanh_forward(x: np.ndarray) -> np.ndarray:
     """x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), the form of GPT-2."""
-    out = np.empty_like(x)
-    _gelu_tanh(_flat(x), _flat(out))
-    return out
+    return mapped(_gelu_tanh, x)
 
 
 @entrance(reference, "*", "*")
 def gelu_tanh_backward(dout: np.ndarray, x: np.ndarray) -> np.ndarray:
     """dx = dout (s + x s (1 - s) u'), s the sigmoid of u, twice the argument of the tanh."""
-    dx = np.empty_like(x)
-    _gelu_tanh_backward(_flat(dout), _flat(x), _flat(dx))
-    return dx
+    return mapped(_gelu_tanh_backward, dout, x)
 
 
 @entrance(reference, "NF!", "F")
@@ -146,7 +138,3 @@ def gelu_tanh_bias_backward(dout: np.ndarray, x: np.ndarray) -> tuple[np.ndarray
     dbias = np.zeros(x.shape[1], x.dtype)
     _gelu_tanh_bias_backward(dout, x, dbias)
     return dout, dbias
-
-
-def _flat(x: np.ndarray) -> np.ndarray:
-    return x.reshape(-1)

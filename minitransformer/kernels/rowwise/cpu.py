@@ -25,24 +25,18 @@ from minitransformer.kernels.rowwise.norms import (
 from minitransformer.kernels.rowwise.softmax import (
     cross_entropy_backward,
     cross_entropy_forward,
-    cross_entropy_forward_backward,
     log_softmax_backward,
     log_softmax_forward,
     softmax_backward,
     softmax_forward,
 )
-from minitransformer.kernels.simd import (
-    lanes,
-    load_up_to,
-    store_up_to,
-)
+from minitransformer.kernels.simd import lanes, load_up_to, store_up_to
 
 __all__ = [
     "add_layer_norm",
     "column_sum",
     "cross_entropy_backward",
     "cross_entropy_forward",
-    "cross_entropy_forward_backward",
     "embedding_backward",
     "layer_norm_backward",
     "layer_norm_backward_add",

@@ -149,16 +149,6 @@ def cross_entropy_backward(
     return dlogits
 
 
-def cross_entropy_forward_backward(
-    logits: np.ndarray, targets: np.ndarray, valid: np.ndarray, label_smoothing: float, scale: float
-) -> np.ndarray:
-    """Losses (N,); the gradient of scale * (their sum) is written over `logits`."""
-    losses, lse = cross_entropy_forward(logits, targets, valid, label_smoothing)
-    dlosses = np.full(lse.shape, scale, lse.dtype)
-    logits[...] = cross_entropy_backward(dlosses, logits, targets, valid, lse, label_smoothing)
-    return losses
-
-
 def column_sum(x: np.ndarray) -> np.ndarray:
     """The sum of the rows, (C,): the gradient of a bias."""
     return x.sum(axis=0)

@@ -145,7 +145,7 @@ def _loss(logits: Any, start: Any, V: Any, target: Any, lse: Any, smoothing: Any
 
 @njit
 def _dlogits(logits: Any, start: Any, V: Any, target: Any, lse: Any, smoothing: Any, dloss: Any, out: Any) -> None:
-    """dloss (p - (1 - e) onehot - e / V), which may be written over the logits."""
+    """dloss (p - (1 - e) onehot - e / V)."""
     l, d, e = splat(lse), splat(dloss), constant(logits, smoothing / V)
     y = exp(broadcast(logits, start + target) - l) - e - constant(logits, 1 - smoothing)
     for c in range(0, V, lanes(logits)):
@@ -175,20 +175,6 @@ def _cross_entropy_backward(
             dlogits[n] = 0
 
 
-@kernel(lambda T: void(T[:, ::1], int64[::1], boolean[::1], float64, float64, T[::1]))
-def _cross_entropy_both(logits: Any, targets: Any, valid: Any, smoothing: Any, scale: Any, losses: Any) -> None:
-    V, T = logits.shape[1], logits.dtype.type
-    for n in range(logits.shape[0]):
-        if valid[n]:
-            top = row_max(logits, n * V, n * V + V)
-            lse = _log_sum(logits, n * V, n * V + V, top) + top
-            losses[n] = _loss(logits, n * V, V, targets[n], lse, smoothing)
-            _dlogits(logits, n * V, V, targets[n], lse, smoothing, T(scale), logits)
-        else:
-            losses[n] = 0
-            logits[n] = 0
-
-
 @entrance(reference, "NV", "N", "N")
 def cross_entropy_forward(
     logits: np.ndarray, targets: np.ndarray, valid: np.ndarray, label_smoothing: float
@@ -215,13 +201,3 @@ def cross_entropy_backward(
     dlogits = np.empty_like(logits)
     _cross_entropy_backward(dlosses, logits, targets, valid, lse, float(label_smoothing), dlogits)
     return dlogits
-
-
-@entrance(reference, "NV!", "N", "N")
-def cross_entropy_forward_backward(
-    logits: np.ndarray, targets: np.ndarray, valid: np.ndarray, label_smoothing: float, scale: float
-) -> np.ndarray:
-    """Losses (N,); the gradient of scale * (their sum) is written over `logits`."""
-    losses = np.empty(len(logits), logits.dtype)
-    _cross_entropy_both(logits, targets, valid, float(label_smoothing), float(scale), losses)
-    return losses

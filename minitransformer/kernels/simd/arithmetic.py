@@ -17,8 +17,6 @@ from minitransformer.kernels.simd.registers import (
     suffix,
 )
 
-# --- arithmetic ------------------------------------------------------------------------------------------
-
 
 def _operation(symbol: Any, emit: Callable[..., Any]) -> None:
     """Teach Numba the operator `symbol` between two registers of one type."""

@@ -20,7 +20,6 @@ from minitransformer.kernels.simd.registers import (
     suffix,
 )
 
-# --- functions -------------------------------------------------------------------------------------------
 # exp(x) = 2**n exp(r) with x = n log(2) + r and |r| <= log(2) / 2, where a few terms of the series are exact to
 # rounding. The others follow from it.
 
