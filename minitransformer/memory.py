@@ -8,11 +8,20 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 _KEPT_BYTES = 1 << 28
 
 _PROC = Path("/proc")
 _CGROUPS = Path("/sys/fs/cgroup")
+
+
+def owner_of(array: np.ndarray) -> np.ndarray:
+    """The array whose memory `array` looks into."""
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return array
 
 
 def keep_freed_memory() -> None:

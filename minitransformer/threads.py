@@ -12,8 +12,10 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import Context, ContextVar, copy_context
+from functools import partial
 from importlib import import_module
 from itertools import pairwise
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from minitransformer.errors import ConfigError
@@ -262,8 +264,53 @@ class Workers:
 
 # --- one call on several threads -------------------------------------------------------------------------
 
-_helpers: ThreadPoolExecutor | None = None
-_helpers_of = 0  # the process whose threads those are
+
+class _Helper:
+    """A thread that makes one call at a time and sleeps in between: handing it one takes some microseconds.
+
+    That is a tenth of what an executor takes, and as long as a small kernel runs.
+    """
+
+    def __init__(self) -> None:
+        self._given: SimpleQueue[Callable[[], object]] = SimpleQueue()
+        self._free = _free_helpers
+        self._done = threading.Lock()
+        self._done.acquire()
+        self._error: BaseException | None = None
+        threading.Thread(target=self._work, name="minitransformer-kernel", daemon=True).start()
+
+    def _work(self) -> None:
+        while True:
+            call = self._given.get()
+            try:
+                call()
+            except BaseException as error:  # noqa: BLE001 - it is raised where the helper was called
+                self._error = error
+            del call
+            self._done.release()
+
+    def begin(self, call: Callable[[], object]) -> None:
+        self._given.put(call)
+
+    def end(self) -> BaseException | None:
+        """Wait for the call; what it raised, if anything. Then the helper is free for others."""
+        self._done.acquire()
+        error, self._error = self._error, None
+        self._free.append(self)
+        return error
+
+
+_free_helpers: deque[_Helper] = deque()
+
+
+def _forget_helpers() -> None:
+    """A child of a fork has none of its parent's threads."""
+    global _free_helpers
+    _free_helpers = deque()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_helpers)
 
 
 def split(count: int, function: Callable[[int, int], object]) -> None:
@@ -278,24 +325,21 @@ def split(count: int, function: Callable[[int, int], object]) -> None:
         function(0, count)
         return
     edges = [count * i // slices for i in range(slices + 1)]
-    pool = _helper_threads()
-    others = [pool.submit(function, first, last) for first, last in pairwise(edges[1:])]
+    helpers = []
     try:
+        for first, last in pairwise(edges[1:]):
+            helpers.append(_free_helper())
+            helpers[-1].begin(partial(function, first, last))
         function(0, edges[1])
-    finally:
-        from concurrent.futures import wait
+    finally:  # they write into arrays that the caller is about to read, or to give up
+        errors = [helper.end() for helper in helpers]
+    for error in errors:
+        if error is not None:
+            raise error
 
-        wait(others)  # they write into arrays that the caller is about to read, or to give up
-    for other in others:
-        other.result()
 
-
-def _helper_threads() -> ThreadPoolExecutor:
-    """Threads, started when first needed, that wait between calls: starting one costs more than a small kernel."""
-    global _helpers, _helpers_of
-    with _blas_lock:
-        if _helpers is None or _helpers_of != os.getpid():
-            from concurrent.futures import ThreadPoolExecutor
-
-            _helpers, _helpers_of = ThreadPoolExecutor(256, "minitransformer-kernel"), os.getpid()
-        return _helpers
+def _free_helper() -> _Helper:
+    try:
+        return _free_helpers.pop()
+    except IndexError:
+        return _Helper()

@@ -121,23 +121,23 @@ def _classes_backward(rng: np.random.Generator, dtype: Any) -> list[Call]:
 
 
 def _attention(rng: np.random.Generator, dtype: Any) -> list[Call]:
-    """q, k, v, bias and the problem, of drawn sizes and options."""
+    """q, k, v, bias, nothing to write to and the problem, of drawn sizes and options."""
     drawn = [attended(rng) for _ in range(20)]
-    return [((*(x.astype(dtype) for x in inputs), static["problem"]), {}) for inputs, static in drawn]
+    return [((*(x.astype(dtype) for x in inputs), None, static["problem"]), {}) for inputs, static in drawn]
 
 
 def _attention_backward(rng: np.random.Generator, dtype: Any) -> list[Call]:
     calls: list[Call] = []
-    for (q, k, v, bias, problem), _ in _attention(rng, dtype):
-        out, lse = attention.forward(q, k, v, bias, problem)
+    for (q, k, v, bias, _, problem), _ in _attention(rng, dtype):
+        out, lse = attention.forward(q, k, v, bias, None, problem)
         dout, dlse = _normal(rng, dtype, *out.shape), _normal(rng, dtype, *lse.shape)
-        calls.append(((dout, dlse, q, k, v, bias, out, lse, problem), {}))
+        calls.append(((dout, dlse, q, k, v, bias, out, lse, None, None, None, problem), {}))
     return calls
 
 
 def _weights(rng: np.random.Generator, dtype: Any) -> list[Call]:
     drawn = [args for args, _ in _attention(rng, dtype)]
-    return [((q, k, bias, attention.forward(q, k, v, bias, p)[1], p), {}) for q, k, v, bias, p in drawn]
+    return [((q, k, bias, attention.forward(q, k, v, bias, None, p)[1], p), {}) for q, k, v, bias, _, p in drawn]
 
 
 def _weights_backward(rng: np.random.Generator, dtype: Any) -> list[Call]:
@@ -150,7 +150,7 @@ def _weights_backward(rng: np.random.Generator, dtype: Any) -> list[Call]:
 
 def _allowed(rng: np.random.Generator, dtype: Any) -> list[Call]:
     drawn = [args for args, _ in _attention(rng, dtype)]
-    return [((problem, len(q), q.shape[2], k.shape[2]), {}) for q, k, _, _, problem in drawn]
+    return [((problem, len(q), q.shape[2], k.shape[2]), {}) for q, k, _, _, _, problem in drawn]
 
 
 def _optimizer(state: int, settings: dict[str, Any]) -> Callable[..., list[Call]]:

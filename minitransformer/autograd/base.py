@@ -141,13 +141,6 @@ def too_large(op: str, error: MemoryError, arrays: Iterable[Any]) -> AllocationE
     return AllocationError(op, problem, "Make the batch, the sequence or the model smaller")
 
 
-def owner_of(array: np.ndarray) -> np.ndarray:
-    """The array whose memory `array` looks into."""
-    while isinstance(array.base, np.ndarray):
-        array = array.base
-    return array
-
-
 def check_dtype(op: str, dtype: Any, otherwise: str = "no dtype", fix: str = "Pass 'float32' or 'float64'") -> np.dtype:
     """`dtype`, by name, type or `np.dtype`, if tensors can have it; `DTypeError` otherwise."""
     try:

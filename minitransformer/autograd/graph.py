@@ -8,9 +8,10 @@ from zlib import crc32
 
 import numpy as np
 
-from minitransformer.autograd.base import TensorBase, as_array, cast, checksums, owner_of, too_large, watching
+from minitransformer.autograd.base import TensorBase, as_array, cast, checksums, too_large, watching
 from minitransformer.checks import check_flag, shown
 from minitransformer.errors import DTypeError, GradientError, ShapeError
+from minitransformer.memory import owner_of
 
 _FREED = object()
 
@@ -26,15 +27,16 @@ class Node:
     def __init__(self, op: Any, saved: Any, inputs: Sequence[Any], outputs: Sequence[TensorBase]) -> None:
         self.op = op
         self.saved = saved
-        self.outputs = tuple((t._data.shape, t._data.dtype) for t in outputs)
-        kept = {id(owner_of(array)) for array in _arrays(saved)}
+        self.outputs = tuple([(t._data.shape, t._data.dtype) for t in outputs])
+        kept = {id(a) if a.base is None else id(owner_of(a)) for a in _arrays(saved)}
         parents, guards = [], []
         for x in inputs:
             parent = None
             if isinstance(x, TensorBase):
                 if x._requires_grad:
                     parent = x if x._node is None else (x._node, x._index)
-                if id(owner_of(x._data)) in kept:
+                a = x._data
+                if (id(a) if a.base is None else id(owner_of(a))) in kept:
                     guards.append((x._version, x._version[0]))
             parents.append(parent)
         for t in outputs:
@@ -90,11 +92,12 @@ class Node:
 def _arrays(saved: Any) -> list[np.ndarray]:
     """The arrays in what an op saved, a named tuple as a rule, and in tuples in it."""
     found = []
-    for field in saved if isinstance(saved, tuple) else (saved,):
+    fields = [*saved] if isinstance(saved, tuple) else [saved]
+    for field in fields:  # which grow meanwhile
         if isinstance(field, np.ndarray):
             found.append(field)
         elif isinstance(field, tuple):
-            found.extend(_arrays(field))
+            fields += field
     return found
 
 

@@ -13,7 +13,6 @@ from minitransformer.autograd.base import (
     cast,
     check_device,
     check_dtype,
-    owner_of,
     recording,
     too_large,
     watching,
@@ -21,6 +20,7 @@ from minitransformer.autograd.base import (
 from minitransformer.autograd.graph import Node
 from minitransformer.autograd.tensor import Tensor
 from minitransformer.errors import DTypeError, GradientError, ShapeError
+from minitransformer.memory import owner_of
 
 Forward = Callable[..., tuple[Any, Any]]
 Backward = Callable[[Any, Any], Sequence["np.ndarray | None"]]

@@ -9,7 +9,7 @@ an entrance, a Python function that says the shapes of its arrays:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from types import ModuleType
 from typing import Any, TypeVar
@@ -20,53 +20,74 @@ from minitransformer.errors import ShapeError
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
+_MOST = 1000  # kinds of calls that an entrance remembers
+
 
 def entrance(reference: ModuleType, *shapes: str) -> Callable[[Function], Function]:
     """Decorate an entrance whose first arguments are arrays of `shapes`, or None.
 
     A shape is one letter an axis, and a letter is one size wherever it stands; "*" is any shape, and the same
-    wherever it stands. An array with "!" is written to: it must be contiguous, aligned and writable. All others come
-    as a copy where they are not, and integers as int64. Floats of more than one dtype are no case for a kernel: the
-    function of that name in `reference` then serves the call. `ShapeError` if the shapes do not fit.
+    wherever it stands. Of an array with "~" only the numbers of the last axis need to lie side by side. An array with
+    "!" is written to: it must be contiguous, aligned and writable. All others come as a copy where they are not, and
+    integers as int64. Floats of more than one dtype are no case for a kernel: the function of that name in
+    `reference` then serves the call. `ShapeError` if the shapes do not fit.
     """
 
     def decorate(function: Function) -> Function:
-        name = function.__name__
+        name, count = function.__name__, len(shapes)
         slow = getattr(reference, name)
+        ready: set[Any] = set()  # calls whose arrays the kernel takes as they are
 
         @wraps(function)
         def enter(*args: Any, **settings: Any) -> Any:
-            sizes: dict[str, Any] = {}
-            dtypes = set()
-            ready = list(args)
-            for i, (shape, array) in enumerate(zip(shapes, args, strict=False)):
-                if array is None:
-                    continue
-                axes = shape.removesuffix("!")
-                if axes == "*":
-                    fits = sizes.setdefault("*", array.shape) == array.shape
-                else:
-                    fits = len(axes) == array.ndim
-                    for axis, size in zip(axes, array.shape, strict=False):
-                        fits = fits and sizes.setdefault(axis, size) == size
-                if not fits:
-                    found = " and ".join(str(a.shape) for a in args[: len(shapes)] if a is not None)
-                    problem = f"got arrays of shapes {found}, expected {', '.join(shapes).replace('!', '')}"
-                    raise ShapeError(f"kernels.{name}", problem, "The same letter must be the same size")
-                if array.dtype.kind == "f":
-                    dtypes.add(array.dtype)
-                if array.flags.carray and array.dtype.kind not in "iu":
-                    continue
-                if axes != shape:
-                    problem = f"an array to write to has strides {array.strides} or is locked"
-                    raise ShapeError(f"kernels.{name}", problem, "Pass a new array")
-                dtype = np.int64 if array.dtype.kind in "iu" else array.dtype
-                ready[i] = np.require(array, dtype, ["C", "A", "W"])
-            return (function if len(dtypes) == 1 else slow)(*ready, **settings)
+            call = tuple([a if a is None else (a.shape, a.strides, a.dtype, a.flags.behaved) for a in args[:count]])
+            if call in ready:
+                return function(*args, **settings)
+            arrays = _ready(name, shapes, args[:count])
+            if len({a.dtype for a in arrays if a is not None and a.dtype.kind == "f"}) != 1:
+                return slow(*arrays, *args[count:], **settings)
+            if all(new is old for new, old in zip(arrays, args, strict=False)):
+                if len(ready) == _MOST:
+                    ready.clear()
+                ready.add(call)
+            return function(*arrays, *args[count:], **settings)
 
         return enter  # type: ignore[return-value]
 
     return decorate
+
+
+def _ready(name: str, shapes: Sequence[str], arrays: Sequence[Any]) -> list[Any]:
+    """The arrays as `shapes` want them, each itself if it is so already."""
+    sizes: dict[str, Any] = {}
+    out = []
+    for shape, array in zip(shapes, arrays, strict=False):
+        if array is not None:
+            axes = shape.rstrip("~!")
+            if axes == "*":
+                fits = sizes.setdefault("*", array.shape) == array.shape
+            else:
+                fits = len(axes) == array.ndim
+                for axis, size in zip(axes, array.shape, strict=False):
+                    fits = fits and sizes.setdefault(axis, size) == size
+            if not fits:
+                found = " and ".join(str(a.shape) for a in arrays if a is not None)
+                problem = f"got arrays of shapes {found}, expected {', '.join(s.rstrip('~!') for s in shapes)}"
+                raise ShapeError(f"kernels.{name}", problem, "The same letter must be the same size")
+            integers = array.dtype.kind in "iu"
+            if not _lies_well(array, "~" in shape) or (integers and array.dtype != np.int64):
+                if "!" in shape:
+                    problem = f"an array to write to has strides {array.strides} or is locked"
+                    raise ShapeError(f"kernels.{name}", problem, "Pass a new array")
+                array = np.require(array, np.int64 if integers else array.dtype, ["C", "A", "W"])
+        out.append(array)
+    return out
+
+
+def _lies_well(array: np.ndarray, rows_anywhere: bool) -> bool:
+    if rows_anywhere:
+        return array.flags.behaved and (array.shape[-1] < 2 or array.strides[-1] == array.itemsize)
+    return array.flags.carray
 
 
 def mapped(kernel: Callable[..., Any], *arrays: np.ndarray) -> np.ndarray:

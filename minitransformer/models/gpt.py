@@ -13,6 +13,7 @@ from minitransformer.autograd import Tensor, as_array, is_grad_enabled
 from minitransformer.checks import check_size, shown
 from minitransformer.errors import AllocationError, ConfigError, DTypeError, RangeError, ShapeError
 from minitransformer.generate import generate
+from minitransformer.kernels.attention.problem import Problem
 from minitransformer.kernels.decode.step import Step
 from minitransformer.memory import total_memory
 from minitransformer.models.base import Model, ModelOutput
@@ -22,6 +23,7 @@ from minitransformer.nn.dropout import Dropout
 from minitransformer.nn.embedding import Embedding
 from minitransformer.nn.kv_cache import KVCache
 from minitransformer.nn.linear import Linear
+from minitransformer.ops.attention import make_problem
 from minitransformer.ops.loss import check_targets
 from minitransformer.ops.position import angles
 
@@ -149,12 +151,24 @@ class GPT(Model):
         if cache is not None and self._can_step(x):
             x = self._step(x, cache, positions, None if key_mask is None else key_mask[:, 0, 0], reach)
         else:
+            problem = self._problem(x, attention) if cache is None else None
             for layer, block in enumerate(self.blocks):
-                x = block(x, **attention, cache_layer=layer)
+                x = block(x, problem, **attention, cache_layer=layer)
         if cache is not None:
             cache.advance(T)
         x = self.norm(x)
         return F.linear(x, self.wte.weight) if config.tie_weights else self.head(x)  # (B, T, V)
+
+    def _problem(self, x: Tensor, attention: dict[str, Any]) -> Problem:
+        """What `attention` asks for, checked for all layers at once."""
+        B, T, C = x.shape
+        H = self.config.n_head
+        K = self.config.n_kv_head or H
+        # The problem depends on the shapes alone, and these arrays have no memory behind them.
+        q, k = (np.broadcast_to(np.empty((), x.dtype), (B, heads, T, C // H)) for heads in (H, K))
+        asked = ("is_causal", "causal_align", "window_size", "alibi_slopes")
+        options = {name: attention[name] for name in asked}
+        return make_problem("attention", q, k, k, attention["attn_mask"], enable_gqa=True, **options)
 
     def _can_step(self, x: Tensor) -> bool:
         """Whether the blocks take x (B, T, C) as one token a row: few rows, no gradients, no dropout."""

@@ -8,6 +8,7 @@ import numpy as np
 
 from minitransformer import kernels, random
 from minitransformer.autograd import OPS, Parameter, Tensor, watching
+from minitransformer.kernels.attention.problem import Problem
 from minitransformer.kernels.decode.step import BlockWeights, Step
 from minitransformer.models.gpt_config import GPTConfig
 from minitransformer.nn.attention import MultiHeadAttention
@@ -16,7 +17,7 @@ from minitransformer.nn.feed_forward import FeedForward
 from minitransformer.nn.linear import Linear
 from minitransformer.nn.module import Module
 from minitransformer.nn.norm import LayerNorm, RMSNorm
-from minitransformer.ops.attention import make_problem
+from minitransformer.ops.dropout import check_rate
 from minitransformer.ops.gpt_block import BlockOptions
 from minitransformer.random import DrawKey
 
@@ -39,10 +40,13 @@ class GPTBlock(Module):
         self.ffn = FeedForward(C, config.inner_width, activation=activation, bias=config.bias)
         self.dropout2 = Dropout(config.dropout)
 
-    def forward(self, x: Tensor, **attention: Any) -> Tensor:
-        """By hand where that can be. A cache has no gradient, so what fills it is composed."""
-        if attention["cache"] is None and self.runs_by_hand():
-            return self.by_hand(x, **attention)
+    def forward(self, x: Tensor, problem: Problem | None = None, **attention: Any) -> Tensor:
+        """By hand where that can be. A cache has no gradient, so what fills it is composed.
+
+        `problem` is what `attention` asks for, without dropout; it serves all layers of a model.
+        """
+        if problem is not None and self.runs_by_hand():
+            return self.by_hand(x, problem, attention["rope_positions"])
         return self.composed(x, **attention)
 
     def runs_by_hand(self) -> bool:
@@ -61,43 +65,12 @@ class GPTBlock(Module):
         x = x + self.dropout1(self.attn(self.norm1(x), **attention))
         return x + self.dropout2(self.ffn(self.norm2(x)))
 
-    def by_hand(
-        self,
-        x: Tensor,
-        *,
-        attn_mask: np.ndarray | None,
-        is_causal: bool,
-        causal_align: str,
-        window_size: tuple[int | None, int | None] | None,
-        alibi_slopes: np.ndarray | None,
-        rope_positions: np.ndarray | None,
-        cache: None,
-        cache_layer: int,
-    ) -> Tensor:
-        """The same through `ops/gpt_block.py`, to rounding, with the same dropout masks. `attn_mask` is bool."""
+    def by_hand(self, x: Tensor, problem: Problem, rope_positions: np.ndarray | None) -> Tensor:
+        """The same through `ops/gpt_block.py`, to rounding, with the same dropout masks."""
         attn, ffn = self.attn, self.ffn
-        B, T, _ = x.shape
-        # The problem depends on the shapes alone, and these arrays have no memory behind them.
-        q, k = (
-            np.broadcast_to(np.empty((), x.dtype), (B, heads, T, attn.head_width))
-            for heads in (attn.num_heads, attn.num_kv_heads)
-        )
-        rate = attn.dropout_rate if self.training else 0.0
-        problem = make_problem(
-            "attention",
-            q,
-            k,
-            k,
-            attn_mask,
-            is_causal=is_causal,
-            enable_gqa=True,
-            causal_align=causal_align,
-            window_size=window_size,
-            alibi_slopes=alibi_slopes,
-            dropout_p=rate,
-        )
-        if rate:
-            problem = problem._replace(dropout_key=random.next_key(call_site(attn)))
+        if self.training and attn.dropout_rate:
+            rate = check_rate("attention", attn.dropout_rate)
+            problem = problem._replace(dropout_p=rate, dropout_key=random.next_key(call_site(attn)))
         options = BlockOptions(
             num_heads=attn.num_heads,
             num_kv_heads=attn.num_kv_heads,

@@ -58,13 +58,14 @@ def attention_forward(
     q, k, v = (np.ascontiguousarray(x) for x in (q, k, v))
     bias = _as_scores(bias, q)
     kernel = kernels.serve("attention", q, k, v, *(() if bias is None else (bias,)))
-    out, lse = kernel.forward(q, k, v, bias, problem)
+    out, lse = kernel.forward(q, k, v, bias, None, problem)
     return (out, lse), Attention(q, k, v, bias, out, lse, problem, kernel)
 
 
 def attention_backward(douts: tuple[np.ndarray, np.ndarray], saved: Attention) -> tuple[np.ndarray | None, ...]:
     dout, dlse = (np.ascontiguousarray(x) for x in douts)
-    g = saved.kernel.backward(dout, dlse, saved.q, saved.k, saved.v, saved.bias, saved.out, saved.lse, saved.problem)
+    arrays = dout, dlse, saved.q, saved.k, saved.v, saved.bias, saved.out, saved.lse
+    g = saved.kernel.backward(*arrays, None, None, None, saved.problem)
     return g.dq, g.dk, g.dv, None if saved.bias is None else sum_to(g.dbias, saved.bias.shape)
 
 

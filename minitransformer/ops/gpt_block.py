@@ -22,7 +22,6 @@ from minitransformer.errors import DTypeError, ShapeError
 from minitransformer.kernels.attention.problem import Problem
 from minitransformer.kernels.decode.step import BlockWeights, block_shapes
 from minitransformer.ops.activation import check_float
-from minitransformer.ops.attention import Attention, attention_backward, attention_forward
 from minitransformer.ops.dropout import Dropped, dropout_backward, dropout_forward
 from minitransformer.ops.position import Rotation, rope_backward, rope_forward
 from minitransformer.random import DrawKey
@@ -48,9 +47,10 @@ class Block(NamedTuple):
     x: np.ndarray  # (N, C)
     normed1: np.ndarray  # (N, C)
     stats1: tuple[np.ndarray, ...]
-    attention: Attention
+    qkv: tuple[np.ndarray, ...]  # (B, H or K, T, D)
     ropes: tuple[Rotation, Rotation] | None
     merged: np.ndarray  # (N, C), the heads side by side
+    lse: np.ndarray  # (B, H, T)
     z: np.ndarray  # (N, C)
     normed2: np.ndarray  # (N, C)
     stats2: tuple[np.ndarray, ...]
@@ -60,6 +60,7 @@ class Block(NamedTuple):
     weights: BlockWeights
     options: BlockOptions
     shape: tuple[int, int, int]
+    attention: ModuleType
     rowwise: ModuleType
     pointwise: ModuleType
 
@@ -85,8 +86,7 @@ def gpt_block_forward(
     parameters = (norm1, norm1_bias, qkv, qkv_bias, proj, proj_bias, norm2, norm2_bias, up, up_bias, down, down_bias)
     x, weights = _checked(x, BlockWeights(*parameters), options)
     B, T, C = x.shape
-    given = [x, *(w for w in weights if w is not None)]
-    rowwise, pointwise = kernels.serve("rowwise", *given), kernels.serve("pointwise", *given)
+    attention, rowwise, pointwise = (kernels.serve(family, x) for family in ("attention", "rowwise", "pointwise"))
     rows = np.ascontiguousarray(x).reshape(B * T, C)
 
     normed1, *stats1 = _norm(rowwise, options, rows, weights.norm1, weights.norm1_bias)
@@ -95,8 +95,8 @@ def gpt_block_forward(
     if options.rope_positions is not None:
         (q, rope_q), (k, rope_k) = (rope_forward(a, options.rope_positions) for a in (q, k))
         ropes = rope_q, rope_k
-    (heads, _), attention = attention_forward(q, k, v, problem=options.problem)
-    merged = heads.transpose(0, 2, 1, 3).reshape(B * T, C)
+    merged = np.empty((B * T, C), x.dtype)
+    _, lse = attention.forward(q, k, v, None, _heads(merged, options, B, T), options.problem)
 
     z, bias, dropped1 = _branch(merged @ weights.proj.T, weights.proj_bias, options.dropout1, x.shape)
     if options.norm == "layer":  # z is the branch, then the branch plus x
@@ -113,9 +113,10 @@ def gpt_block_forward(
         rows,
         normed1,
         tuple(stats1),
-        attention,
+        (q, k, v),
         ropes,
         merged,
+        lse,
         z,
         normed2,
         tuple(stats2),
@@ -125,6 +126,7 @@ def gpt_block_forward(
         weights,
         options,
         (B, T, C),
+        attention,
         rowwise,
         pointwise,
     )
@@ -148,13 +150,14 @@ def gpt_block_backward(dout: np.ndarray, saved: Block) -> tuple[np.ndarray | Non
 
     dbranch, d_proj_bias = _branch_backward(rowwise, dz, weights.proj_bias, saved.dropped[0], saved.shape)
     d_proj = dbranch.T @ saved.merged
-    dheads = (dbranch @ weights.proj).reshape(B, T, options.num_heads, C // options.num_heads).transpose(0, 2, 1, 3)
-    dq: Any
-    dk: Any
-    dq, dk, dv, _ = attention_backward((dheads, np.zeros_like(saved.attention.lse)), saved.attention)
+    dout, out = (_heads(rows, options, B, T) for rows in (dbranch @ weights.proj, saved.merged))
+    dqkv = np.empty((B * T, len(weights.qkv)), dy.dtype)
+    dq, dk, dv = _split_heads(dqkv, B, T, options)
+    dlse = np.zeros_like(saved.lse)
+    saved.attention.backward(dout, dlse, *saved.qkv, None, out, saved.lse, dq, dk, dv, options.problem)
     if saved.ropes is not None:
-        dq, dk = (rope_backward(g, rope)[0] for g, rope in zip((dq, dk), saved.ropes, strict=True))
-    dqkv = _merge_heads(dq, dk, dv)
+        for g, rope in zip((dq, dk), saved.ropes, strict=True):
+            g[...] = rope_backward(g, rope)[0]
     d_qkv = dqkv.T @ saved.normed1
     d_qkv_bias = None if weights.qkv_bias is None else rowwise.column_sum(dqkv)
     dx = dz  # in place: nobody else has it
@@ -253,14 +256,10 @@ def _split_heads(qkv: np.ndarray, B: int, T: int, options: BlockOptions) -> tupl
     return heads[:, :H], heads[:, H : H + K], heads[:, H + K :]
 
 
-def _merge_heads(dq: Any, dk: Any, dv: Any) -> np.ndarray:
-    """The gradient of the packed projection, (N, C + 2 K D)."""
-    B, H, T, D = dq.shape
-    K = dk.shape[1]
-    dqkv = np.empty((B, T, H + 2 * K, D), np.result_type(dq, dk, dv))
-    for heads, first in ((dq, 0), (dk, H), (dv, H + K)):
-        dqkv[:, :, first : first + heads.shape[1]] = heads.transpose(0, 2, 1, 3)
-    return dqkv.reshape(B * T, (H + 2 * K) * D)
+def _heads(rows: np.ndarray, options: BlockOptions, B: int, T: int) -> np.ndarray:
+    """(N, C) as the query heads (B, H, T, D), a view."""
+    H = options.num_heads
+    return rows.reshape(B, T, H, rows.shape[1] // H).transpose(0, 2, 1, 3)
 
 
 def _activate(pointwise: ModuleType, options: BlockOptions, inner: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
@@ -310,12 +309,14 @@ def _checked(x: np.ndarray, weights: BlockWeights, options: BlockOptions) -> tup
     for name, array, shape in zip(BlockWeights._fields, weights, expected, strict=True):
         if array is None and name.endswith("bias"):
             continue
-        check_float("gpt_block", **{name: array})
+        if not isinstance(array, np.ndarray) or array.dtype.kind not in "fc":
+            check_float("gpt_block", **{name: array})
         if array.shape != shape:
             problem = f"{name} has shape {array.shape}, expected {shape} for x {x.shape}"
             raise ShapeError("gpt_block", problem, "Make the weights for this width")
+    options.problem.check(x.shape[0], H, x.shape[1], x.shape[1])
     if options.norm == "rms" and (weights.norm1_bias is not None or weights.norm2_bias is not None):
         raise ShapeError("gpt_block", "an RMS norm has a bias, expected none", "Pass None")
-    dtype = np.result_type(x, *(w for w in weights if w is not None))
-    cast: Any = (None if w is None else np.ascontiguousarray(w, dtype) for w in weights)
+    dtype = np.result_type(*{a.dtype for a in (x, *weights) if a is not None})
+    cast: Any = [None if w is None else np.ascontiguousarray(w, dtype) for w in weights]
     return x.astype(dtype, copy=False), BlockWeights(*cast)

@@ -44,8 +44,8 @@ def arrays(B: int, H: int, K: int, T: int, S: int, D: int, E: int, dtype: Any = 
 def both(module: Any, given_: tuple[np.ndarray, ...], bias: np.ndarray | None, problem: Problem) -> list[np.ndarray]:
     """out, lse, dq, dk, dv and dbias, all by one implementation."""
     dout, dlse, q, k, v = given_
-    out, lse = module.forward(q, k, v, bias, problem)
-    gradients = module.backward(dout, dlse, q, k, v, bias, out, lse, problem)
+    out, lse = module.forward(q, k, v, bias, None, problem)
+    gradients = module.backward(dout, dlse, q, k, v, bias, out, lse, None, None, None, problem)
     return [out, lse, *(g for g in gradients if g is not None)]
 
 
@@ -176,9 +176,9 @@ def test_a_causal_query_does_not_see_the_future(T: int, S: int, t: int, dtype: A
     problem = Problem(1.0, np.array([S - T]), causal=True)
     t = min(t, T) - 1
     seen = max(0, t + S - T + 1)
-    out, lse = cpu.forward(q, k, v, None, problem)
+    out, lse = cpu.forward(q, k, v, None, None, problem)
     k[:, :, seen:], v[:, :, seen:] = 50, -50
-    out2, lse2 = cpu.forward(q, k, v, None, problem)
+    out2, lse2 = cpu.forward(q, k, v, None, None, problem)
     np.testing.assert_array_equal(out[0, 0, : t + 1], out2[0, 0, : t + 1])
     np.testing.assert_array_equal(lse[0, 0, : t + 1], lse2[0, 0, : t + 1])
 
@@ -228,7 +228,7 @@ def test_masks_are_true_infinities() -> None:
     """A finite minimum would not exclude beside scores that are as low."""
     q = np.full((1, 1, 1, 1), -3e38, np.float32)
     k, v = np.ones((1, 1, 2, 1), np.float32), np.array([[[[1.0], [2.0]]]], np.float32)
-    out, lse = cpu.forward(q, k, v, None, Problem(1.0, ZERO, mask=np.array([True, False])))
+    out, lse = cpu.forward(q, k, v, None, None, Problem(1.0, ZERO, mask=np.array([True, False])))
     assert out.item() == 1 and lse.item() == np.float32(-3e38)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numba import float64, int64, none, void
 
+from minitransformer.kernels.attention.layout import BACKWARD_LAYOUTS, row_of
 from minitransformer.kernels.attention.rules import (
     REACH,
     SIZES,
@@ -28,18 +29,18 @@ from minitransformer.kernels.attention.rules import (
     rules_type,
     span_together,
 )
-from minitransformer.kernels.attention.tiles import from_lanes, product, routine, to_lanes
+from minitransformer.kernels.attention.tiles import first_line, from_lanes, product, routine, to_lanes
 from minitransformer.kernels.compiled import kernel
 from minitransformer.kernels.simd import (
     exp_low,
     fma,
     lanes,
     load,
-    load_some,
+    load_up_to,
     select_less,
     splat,
     store,
-    store_some,
+    store_up_to,
     sum_lanes,
     zeros,
 )
@@ -55,48 +56,49 @@ def scratch_size(sizes: Sizes, lanes: int) -> int:
 
 
 @routine
-def _pad(A: Any, a: Any, rows: Any, columns: Any, w: Any, x: Any, width: Any, factor: Any) -> None:
-    """Copy dense rows to scratch memory, times `factor`, with zeros up to `width`, a multiple of L."""
+def _pad(A: Any, a: Any, lda: Any, rows: Any, columns: Any, w: Any, x: Any, width: Any) -> None:
+    """Copy rows to scratch memory, with zeros up to `width`, a multiple of L."""
+    L = lanes(A)
+    for r in range(rows):
+        for c in range(0, width, L):
+            store(w, x + r * width + c, load_up_to(A, a + r * lda + c, columns - c))
+
+
+@routine
+def _unpad(w: Any, x: Any, width: Any, A: Any, a: Any, lda: Any, rows: Any, columns: Any, factor: Any) -> None:
+    """The way back."""
     L = lanes(A)
     by = splat(factor)
     for r in range(rows):
         for c in range(0, width, L):
-            store(w, x + r * width + c, load_some(A, a + r * columns + c, columns - c) * by)
+            store_up_to(A, a + r * lda + c, columns - c, load(w, x + r * width + c) * by)
 
 
 @routine
-def _unpad(w: Any, x: Any, width: Any, A: Any, a: Any, rows: Any, columns: Any) -> None:
-    """The way back."""
-    L = lanes(A)
-    for r in range(rows):
-        for c in range(0, width, L):
-            store_some(A, a + r * columns + c, columns - c, load(w, x + r * width + c))
-
-
-@routine
-def _dot(A: Any, B: Any, at: Any, size: Any) -> Any:
-    """<A[at:at + size], B[at:at + size]>"""
+def _dot(A: Any, a: Any, B: Any, b: Any, size: Any) -> Any:
+    """The sum of the products of `size` numbers, from position a of A and b of B on."""
     L = lanes(A)
     total = zeros(A)
     for i in range(0, size, L):
-        total = fma(load_some(A, at + i, size - i), load_some(B, at + i, size - i), total)
+        total = fma(load_up_to(A, a + i, size - i), load_up_to(B, b + i, size - i), total)
     return sum_lanes(total)
 
 
 def differentiate(
     w: Any,
     spans: Any,
-    dout: Any,
-    dlse: Any,
     q: Any,
     k: Any,
     v: Any,
     out: Any,
-    lse: Any,
+    dout: Any,
     dq: Any,
     dk: Any,
     dv: Any,
+    dlse: Any,
+    lse: Any,
     dbias: Any,
+    at: Any,
     reach: Any,
     sizes: Any,
     scale: Any,
@@ -109,7 +111,8 @@ def differentiate(
     W, D, E, S = 2 * L, sizes.D, sizes.E, sizes.S
     group = sizes.H // sizes.K
     D_wide, E_wide = (D + L - 1) // L * L, (E + L - 1) // L * L
-    delta, level, scales, ones, bounds, s = 0, W, 2 * W, 3 * W, 4 * W, 6 * W
+    delta = first_line(w)
+    level, scales, ones, bounds, s = delta + W, delta + 2 * W, delta + 3 * W, delta + 4 * W, delta + 6 * W
     ds = s + KEYS * W
     slope = ds + KEYS * W
     f = slope + KEYS * W
@@ -126,32 +129,37 @@ def differentiate(
     for task in range(begin, stop):
         b, kh = task // sizes.K, task % sizes.K
         fill_spans(spans, reach, b, sizes.T, S)
-        k0, v0 = task * S * D, task * S * E
         w[dk_rows : dk_rows + S * (D_wide + E_wide)] = 0
         for h in range(kh * group, (kh + 1) * group):
             for t in range(0, sizes.T, W):
                 queries = min(W, sizes.T - t)
-                at = (b * sizes.H + h) * sizes.T + t  # of the tile's first query among all
+                query = (b * sizes.H + h) * sizes.T + t  # the tile's first among all
+                q0, g0, dq0 = row_of(at.q, b, h, t), row_of(at.dout, b, h, t), row_of(at.dq, b, h, t)
                 registers = (queries + L - 1) // L
                 one = span_together(spans, t, min(L, queries))
                 two = span_together(spans, t + L, queries - L) if registers > 1 else one
                 low, high = min(one[0], two[0]), max(one[1], two[1])
                 if low >= high:
-                    dq[at * D : (at + queries) * D] = 0
+                    for n in range(queries):
+                        for c in range(0, D, L):
+                            store_up_to(dq, dq0 + n * at.dq.step + c, D - c, nothing)
                     continue
-                to_lanes(q, at * D, queries, D, w, qt, W, T(scale))
-                to_lanes(dout, at * E, queries, E, w, gt, W, T(1))
-                _pad(q, at * D, queries, D, w, q_rows, D_wide, T(scale))
-                _pad(dout, at * E, queries, E, w, g_rows, E_wide, T(1))
+                to_lanes(q, q0, at.q.step, queries, D, w, qt, W, T(scale))
+                to_lanes(dout, g0, at.dout.step, queries, E, w, gt, W, T(1))
+                if D < D_wide:
+                    _pad(q, q0, at.q.step, queries, D, w, q_rows, D_wide)
+                if E < E_wide:
+                    _pad(dout, g0, at.dout.step, queries, E, w, g_rows, E_wide)
                 w[delta : delta + 2 * W] = 0
                 for n in range(queries):
-                    w[delta + n] = _dot(dout, out, (at + n) * E, E) - dlse[at + n]
+                    same = _dot(dout, row_of(at.dout, b, h, t + n), out, row_of(at.out, b, h, t + n), E)
+                    w[delta + n] = same - dlse[query + n]
                     # Without any key -inf: then all weights are exp(-inf - inf) = 0.
-                    w[level + n] = lse[at + n] if lse[at + n] != -np.inf else T(np.inf)
+                    w[level + n] = lse[query + n] if lse[query + n] != -np.inf else T(np.inf)
                 for j in range(low, high, KEYS):
                     keys = min(KEYS, high - j)
-                    product(k, k0 + j * D, D, 1, w, qt, W, w, s, W, D, keys, registers, False)
-                    product(v, v0 + j * E, E, 1, w, gt, W, w, ds, W, E, keys, registers, False)
+                    product(k, row_of(at.k, b, kh, j), at.k.step, 1, w, qt, W, w, s, W, D, keys, registers, False)
+                    product(v, row_of(at.v, b, kh, j), at.v.step, 1, w, gt, W, w, ds, W, E, keys, registers, False)
                     if rules is not None:
                         change_scores(w, s, slope, True, rules, b, h, t, queries, j, keys)
                     if rules is not None and rules.dropout:
@@ -179,16 +187,22 @@ def differentiate(
                                 steep = g * load(w, n + slope - ds)
                                 store(w, n, select_less(g, nothing, steep, select_less(nothing, g, steep, g)))
                     dk_j, dv_j = dk_rows + j * D_wide, dv_rows + j * E_wide
-                    product(k, k0 + j * D, 1, D, w, ds, W, w, dqt, W, keys, D, registers, j > low)
-                    product(w, ds, W, 1, w, q_rows, D_wide, w, dk_j, D_wide, queries, keys, D_wide // L, True)
-                    product(w, s, W, 1, w, g_rows, E_wide, w, dv_j, E_wide, queries, keys, E_wide // L, True)
-                from_lanes(w, dqt, W, dq, at * D, D, queries, D, w, scales)
-        _unpad(w, dk_rows, D_wide, dk, k0, S, D)
-        _unpad(w, dv_rows, E_wide, dv, v0, S, E)
+                    product(k, row_of(at.k, b, kh, j), 1, at.k.step, w, ds, W, w, dqt, W, keys, D, registers, j > low)
+                    if D < D_wide:
+                        product(w, ds, W, 1, w, q_rows, D_wide, w, dk_j, D_wide, queries, keys, D_wide // L, True)
+                    else:
+                        product(w, ds, W, 1, q, q0, at.q.step, w, dk_j, D, queries, keys, D // L, True)
+                    if E < E_wide:
+                        product(w, s, W, 1, w, g_rows, E_wide, w, dv_j, E_wide, queries, keys, E_wide // L, True)
+                    else:
+                        product(w, s, W, 1, dout, g0, at.dout.step, w, dv_j, E, queries, keys, E // L, True)
+                from_lanes(w, dqt, W, dq, dq0, at.dq.step, queries, D, w, scales)
+        _unpad(w, dk_rows, D_wide, dk, row_of(at.dk, b, kh, 0), at.dk.step, S, D, T(scale))
+        _unpad(w, dv_rows, E_wide, dv, row_of(at.dv, b, kh, 0), at.dv.step, S, E, T(1))
 
 
 def _signature(T: Any, rules: Any) -> Any:
-    return void(T[::1], int64[::1], *[T[::1]] * 11, REACH, SIZES, float64, rules, int64, int64)
+    return void(T[::1], int64[::1], *[T[::1]] * 11, BACKWARD_LAYOUTS, REACH, SIZES, float64, rules, int64, int64)
 
 
 plain = kernel(lambda T: _signature(T, none))(differentiate)

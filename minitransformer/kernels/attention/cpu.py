@@ -14,31 +14,40 @@ import numpy as np
 from minitransformer.kernels.attention import backward as _backward
 from minitransformer.kernels.attention import forward as _forward
 from minitransformer.kernels.attention import reference
+from minitransformer.kernels.attention.layout import BackwardLayouts, Layouts, lay_out
 from minitransformer.kernels.attention.problem import Problem
 from minitransformer.kernels.attention.reference import Gradients, allowed, weights_backward, weights_forward
 from minitransformer.kernels.attention.rules import Sizes, reach_of, rules_of
+from minitransformer.kernels.attention.tiles import LINE
 from minitransformer.kernels.entrance import entrance
 from minitransformer.kernels.simd import REGISTER_BITS
 from minitransformer.threads import split
 
 __all__ = ["allowed", "backward", "forward", "weights_backward", "weights_forward"]
 
-_LINE = 64  # bytes of a cache line
 _SMALL = 1_000_000  # multiplications of a forward, a tenth of a millisecond
 
 
-@entrance(reference, "BHTD", "BKSD", "BKSE", "*")
+@entrance(reference, "BHTD~", "BKSD~", "BKSE~", "*", "BHTE~!")
 def forward(
-    q: np.ndarray, k: np.ndarray, v: np.ndarray, bias: np.ndarray | None, problem: Problem
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    bias: np.ndarray | None,
+    out: np.ndarray | None,
+    problem: Problem,
 ) -> tuple[np.ndarray, np.ndarray]:
     """out (B, H, T, E) and lse (B, H, T) for q (B, H, T, D), k (B, K, S, D), v (B, K, S, E)."""
     if problem.score_mod is not None:
-        return reference.forward(q, k, v, bias, problem)
+        return reference.forward(q, k, v, bias, out, problem)
     sizes = _sizes(q, v)
     rules = rules_of(problem, bias, sizes, q.dtype)
     kernel = _forward.plain if rules is None else _forward.ruled
-    out, lse = np.empty((*q.shape[:3], sizes.E), q.dtype), np.empty(q.shape[:3], q.dtype)
-    arrays = [x.reshape(-1) for x in (q, k, v, out, lse)]
+    if out is None:
+        out = np.empty((*q.shape[:3], sizes.E), q.dtype)
+    lse = np.empty(q.shape[:3], q.dtype)
+    memory, layouts = zip(*map(lay_out, (q, k, v, out)), strict=True)
+    arrays = *memory, lse.reshape(-1), Layouts(*layouts)
     settings = reach_of(problem), sizes, float(problem.scale), rules
 
     def run(begin: int, stop: int) -> None:
@@ -48,7 +57,9 @@ def forward(
     return out, lse
 
 
-@entrance(reference, "BHTE", "BHT", "BHTD", "BKSD", "BKSE", "*", "BHTE", "BHT")
+@entrance(
+    reference, "BHTE~", "BHT", "BHTD~", "BKSD~", "BKSE~", "*", "BHTE~", "BHT", "BHTD~!", "BKSD~!", "BKSE~!"
+)
 def backward(
     dout: np.ndarray,
     dlse: np.ndarray,
@@ -58,18 +69,23 @@ def backward(
     bias: np.ndarray | None,
     out: np.ndarray,
     lse: np.ndarray,
+    dq: np.ndarray | None,
+    dk: np.ndarray | None,
+    dv: np.ndarray | None,
     problem: Problem,
 ) -> Gradients:
     """dq, dk, dv and, if there is a bias, dbias (B, H, T, S)."""
     if problem.score_mod is not None:
-        return reference.backward(dout, dlse, q, k, v, bias, out, lse, problem)
+        return reference.backward(dout, dlse, q, k, v, bias, out, lse, dq, dk, dv, problem)
     sizes = _sizes(q, v)
     rules = rules_of(problem, bias, sizes, q.dtype)
     kernel = _backward.plain if rules is None else _backward.ruled
-    dq, dk, dv = (np.empty(x.shape, x.dtype) for x in (q, k, v))
+    targets: Any = zip((dq, dk, dv), (q, k, v), strict=True)
+    dq, dk, dv = (np.empty(x.shape, x.dtype) if target is None else target for target, x in targets)
     # What is never computed has no gradient.
     dbias = np.zeros((*q.shape[:3], sizes.S) if bias is not None else 0, q.dtype)
-    arrays = [x.reshape(-1) for x in (dout, dlse, q, k, v, out, lse, dq, dk, dv, dbias)]
+    memory, layouts = zip(*map(lay_out, (q, k, v, out, dout, dq, dk, dv)), strict=True)
+    arrays = *memory, dlse.reshape(-1), lse.reshape(-1), dbias.reshape(-1), BackwardLayouts(*layouts)
     settings = reach_of(problem), sizes, float(problem.scale), rules
 
     def run(begin: int, stop: int) -> None:
@@ -94,7 +110,6 @@ def _sizes(q: np.ndarray, v: np.ndarray) -> Sizes:
 
 
 def _scratch(size_of: Any, sizes: Sizes, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
-    """Uninitialised memory: numbers that begin where a cache line does, and the queries' spans."""
-    memory = np.empty(size_of(sizes, REGISTER_BITS // 8 // dtype.itemsize) * dtype.itemsize + _LINE, np.uint8)
-    start = -memory.ctypes.data % _LINE
-    return memory[start : memory.size - _LINE + start].view(dtype), np.empty(2 * sizes.T, np.int64)
+    """Uninitialised memory, which the kernel uses from the first cache line on, and that of the queries' spans."""
+    size = size_of(sizes, REGISTER_BITS // 8 // dtype.itemsize) + LINE // dtype.itemsize
+    return np.empty(size, dtype), np.empty(2 * sizes.T, np.int64)

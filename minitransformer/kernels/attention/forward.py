@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numba import float64, int64, none, void
 
+from minitransformer.kernels.attention.layout import LAYOUTS, row_of
 from minitransformer.kernels.attention.rules import (
     REACH,
     SIZES,
@@ -24,7 +25,7 @@ from minitransformer.kernels.attention.rules import (
     rules_type,
     span_together,
 )
-from minitransformer.kernels.attention.tiles import from_lanes, product, routine, to_lanes
+from minitransformer.kernels.attention.tiles import first_line, from_lanes, product, routine, to_lanes
 from minitransformer.kernels.compiled import kernel
 from minitransformer.kernels.simd import exp_low, lanes, load, log, select_less, splat, store, store_some, zeros
 
@@ -83,6 +84,7 @@ def attend(
     v: Any,
     out: Any,
     lse: Any,
+    at: Any,
     reach: Any,
     sizes: Any,
     scale: Any,
@@ -94,30 +96,30 @@ def attend(
     T, L = q.dtype.type, lanes(q)
     W, D, E, S = 2 * L, sizes.D, sizes.E, sizes.S
     group = sizes.H // sizes.K
-    m, l, inverse, bounds, s = 0, W, 2 * W, 3 * W, 5 * W
+    m = first_line(w)
+    l, inverse, bounds, s = m + W, m + 2 * W, m + 3 * W, m + 5 * W
     f = s + KEYS * W
     qt = f if rules is None else f + KEYS * W
     o = qt + (D + L) * W
     for task in range(begin, stop):
         b, kh = task // sizes.K, task % sizes.K
         fill_spans(spans, reach, b, sizes.T, S)
-        k0, v0 = task * S * D, task * S * E
         for h in range(kh * group, (kh + 1) * group):
             for t in range(0, sizes.T, W):
                 queries = min(W, sizes.T - t)
-                at = (b * sizes.H + h) * sizes.T + t  # of the tile's first query among all
+                query = (b * sizes.H + h) * sizes.T + t  # the tile's first among all
                 registers = (queries + L - 1) // L
                 one = span_together(spans, t, min(L, queries))
                 two = span_together(spans, t + L, queries - L) if registers > 1 else one
                 low, high = min(one[0], two[0]), max(one[1], two[1])
-                to_lanes(q, at * D, queries, D, w, qt, W, T(scale))
+                to_lanes(q, row_of(at.q, b, h, t), at.q.step, queries, D, w, qt, W, T(scale))
                 if low >= high:
                     w[m : m + W] = -np.inf
                     w[l : l + W] = 0
                     w[o : o + E * W] = 0
                 for j in range(low, high, KEYS):
                     keys = min(KEYS, high - j)
-                    product(k, k0 + j * D, D, 1, w, qt, W, w, s, W, D, keys, registers, False)
+                    product(k, row_of(at.k, b, kh, j), at.k.step, 1, w, qt, W, w, s, W, D, keys, registers, False)
                     if rules is not None:
                         change_scores(w, s, 0, False, rules, b, h, t, queries, j, keys)
                     for r in range(registers):
@@ -129,18 +131,18 @@ def attend(
                         draw_factors(w, f, rules, sizes, b, h, t, queries, j, keys)
                         for n in range(0, keys * W, L):
                             store(w, s + n, load(w, s + n) * load(w, f + n))
-                    product(v, v0 + j * E, 1, E, w, s, W, w, o, W, keys, E, registers, j > low)
+                    product(v, row_of(at.v, b, kh, j), 1, at.v.step, w, s, W, w, o, W, keys, E, registers, j > low)
                 for c in range(0, queries, L):
                     total = load(w, l + c)
                     unit = splat(T(1))
                     store(w, inverse + c, unit / select_less(zeros(w), total, total, unit))
-                    store_some(lse, at + c, min(L, queries - c), load(w, m + c) + log(total))
-                from_lanes(w, o, W, out, at * E, E, queries, E, w, inverse)
+                    store_some(lse, query + c, min(L, queries - c), load(w, m + c) + log(total))
+                from_lanes(w, o, W, out, row_of(at.out, b, h, t), at.out.step, queries, E, w, inverse)
 
 
 def _signature(T: Any, rules: Any) -> Any:
     x = T[::1]
-    return void(x, int64[::1], x, x, x, x, x, REACH, SIZES, float64, rules, int64, int64)
+    return void(x, int64[::1], x, x, x, x, x, LAYOUTS, REACH, SIZES, float64, rules, int64, int64)
 
 
 plain = kernel(lambda T: _signature(T, none))(attend)

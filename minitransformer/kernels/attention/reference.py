@@ -113,10 +113,26 @@ def _weights(scores: np.ndarray, may: np.ndarray | None, lse: np.ndarray) -> np.
     return weights
 
 
+def _given(target: np.ndarray | None, result: np.ndarray) -> np.ndarray:
+    """`result`, in `target` if there is one."""
+    if target is None:
+        return result
+    np.copyto(target, result)
+    return target
+
+
 def forward(
-    q: np.ndarray, k: np.ndarray, v: np.ndarray, bias: np.ndarray | None, problem: Problem
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    bias: np.ndarray | None,
+    out: np.ndarray | None,
+    problem: Problem,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """out (B, H, T, Dv) and lse (B, H, T) for q (B, H, T, D), k (B, K, S, D), v (B, K, S, Dv)."""
+    """out (B, H, T, Dv) and lse (B, H, T) for q (B, H, T, D), k (B, K, S, D), v (B, K, S, Dv).
+
+    Written into `out` if it is given, whose rows may then lie anywhere.
+    """
     B, H, T, _ = q.shape
     K, S = k.shape[1:3]
     scores = _mod(_raw_scores(q, _repeat(k, H // K), problem), bias, problem)  # (B, H, T, S)
@@ -135,7 +151,7 @@ def forward(
     weights /= total[..., None]
     if problem.dropout_p:
         weights = weights * _dropout(problem, weights.shape).astype(weights.real.dtype)
-    return np.matmul(weights, _repeat(v, H // K)), lse
+    return _given(out, np.matmul(weights, _repeat(v, H // K))), lse
 
 
 def weights_forward(
@@ -192,9 +208,14 @@ def backward(
     bias: np.ndarray | None,
     out: np.ndarray,
     lse: np.ndarray,
+    dq: np.ndarray | None,
+    dk: np.ndarray | None,
+    dv: np.ndarray | None,
     problem: Problem,
 ) -> Gradients:
-    """With weights w (rebuilt from lse), dropout factors m and delta = <dout, out>:
+    """The gradients, written into dq, dk and dv where they are given.
+
+    With weights w (rebuilt from lse), dropout factors m and delta = <dout, out>:
 
     dv = (w m)^T dout;  dw = m (dout v^T);  ds = w (dw - delta + dlse)
     """
@@ -209,8 +230,8 @@ def backward(
         factors = _dropout(problem, weights.shape).astype(weights.dtype)
         kept = weights * factors
         dweights *= factors
-    dv = _fold(np.matmul(kept.swapaxes(-1, -2), dout), groups)
+    dv = _given(dv, _fold(np.matmul(kept.swapaxes(-1, -2), dout), groups))
     delta = np.einsum("bhtd,bhtd->bht", dout, out) - dlse
     dscores = weights * (dweights - delta[..., None])
-    dq, dk, dbias = _score_gradients(dscores, raw, q, k, bias, problem)
-    return Gradients(dq, dk, dv, dbias)
+    more_dq, more_dk, dbias = _score_gradients(dscores, raw, q, k, bias, problem)
+    return Gradients(_given(dq, more_dq), _given(dk, more_dk), dv, dbias)

@@ -84,20 +84,22 @@ def reach_of(problem: Problem) -> Reach:
     """The rules that compare positions."""
     left, right = problem.window
     right = _FAR if right is None else right
-    documents = problem.documents
-    if documents is None or not _ascending(documents):
-        documents = _NONE
+    documents, starts, ends = problem.documents, _NONE, _NONE
+    if documents is not None and _ascending(documents):
+        starts, ends = np.searchsorted(documents, documents), np.searchsorted(documents, documents, "right")
     return Reach(
         offset=_ready(problem.offset, np.int64),
         left=_FAR if left is None else left,
         right=min(right, 0) if problem.causal else right,
         lengths=_NONE if problem.key_lengths is None else _ready(problem.key_lengths, np.int64),
-        starts=np.searchsorted(documents, documents),
-        ends=np.searchsorted(documents, documents, "right"),
+        starts=starts,
+        ends=ends,
     )
 
 
 def _ready(array: np.ndarray, dtype: Any) -> np.ndarray:
+    if array.dtype == dtype and array.flags.carray:
+        return array
     return np.require(array, dtype, ["C", "A", "W"])
 
 

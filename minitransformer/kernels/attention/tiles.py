@@ -28,6 +28,15 @@ _INT = ir.IntType(64)
 _BIT = ir.IntType(1)
 
 
+LINE = 64  # bytes of a cache line
+
+
+@routine
+def first_line(w: Any) -> Any:
+    """The position in `w` of the first cache line that begins there."""
+    return -w.ctypes.data % LINE // w.itemsize
+
+
 def _function(module: Any, name: str, arguments: list[Any]) -> tuple[Any, bool]:
     """LLVM's function `name` in this module, and whether it is still to be written."""
     if name in module.globals:
@@ -245,8 +254,8 @@ _transposed: Any = _transpose  # it is called without the typing context
 
 
 @routine
-def to_lanes(A: Any, a: Any, rows: Any, columns: Any, B: Any, b: Any, ldb: Any, factor: Any) -> None:
-    """The rows of A, `columns` wide and dense, become lanes: B[b + c ldb + r] = factor A[a + r columns + c].
+def to_lanes(A: Any, a: Any, lda: Any, rows: Any, columns: Any, B: Any, b: Any, ldb: Any, factor: Any) -> None:
+    """The rows of A, `columns` wide, become lanes: B[b + c ldb + r] = factor A[a + r lda + c].
 
     All lanes of B's rows are written, 0 in those without a row of A, and so are B's rows up to a multiple of L.
     """
@@ -254,7 +263,7 @@ def to_lanes(A: Any, a: Any, rows: Any, columns: Any, B: Any, b: Any, ldb: Any, 
     for c in range(0, columns, L):
         for r in range(0, ldb, L):
             _transposed(
-                A, a + r * columns + c, columns, rows - r, columns - c, B, b + c * ldb + r, ldb, L, L, splat(factor)
+                A, a + r * lda + c, lda, rows - r, columns - c, B, b + c * ldb + r, ldb, L, L, splat(factor)
             )
 
 
