@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from minitransformer.kernels.decode.step import Blocks
+
 AVAILABLE = os.name == "posix"
 needs_guard_pages = pytest.mark.skipif(not AVAILABLE, reason="memory is guarded with mprotect, which is POSIX's")
 
@@ -101,7 +103,7 @@ def unreadable(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
 
 
 def guarded(value: Any, layout: Layout, writable: bool = False) -> Any:
-    """`value` with every array in it, also in tuples, lists and dicts, copied to memory of that layout."""
+    """`value` with every array in it, also in tuples, lists, dicts and blocks, copied to memory of that layout."""
     if isinstance(value, np.ndarray):
         return layout(value, writable)
     if isinstance(value, dict):
@@ -109,4 +111,7 @@ def guarded(value: Any, layout: Layout, writable: bool = False) -> Any:
     if isinstance(value, (tuple, list)):
         items = [guarded(item, layout, writable) for item in value]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    if isinstance(value, Blocks):  # which copies what is locked
+        rebuild, (weights, *settings) = value.__reduce__()
+        return rebuild(guarded(weights, layout, True), *settings)
     return value

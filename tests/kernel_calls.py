@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from minitransformer.kernels.attention import reference as attention
-from minitransformer.kernels.decode.step import BlockWeights, Step, block_shapes
+from minitransformer.kernels.decode.step import Blocks, BlockWeights, Step, block_shapes
 from minitransformer.kernels.rowwise import reference as rowwise
 from minitransformer.random import DrawKey
 from minitransformer.testing.calls import attended
@@ -77,6 +77,7 @@ def _steps(rng: np.random.Generator, dtype: Any) -> list[Call]:
                 for i, shape in enumerate(shapes)
             ]
             ready = dict(given)
+            kind = {name: ready.pop(name) for name in ("norm", "activation") if name in ready}
             if given.get("visible"):
                 ready["visible"] = rng.random((B, stored + 1)) < 0.5
             if given.get("slopes"):
@@ -84,8 +85,9 @@ def _steps(rng: np.random.Generator, dtype: Any) -> list[Call]:
             if given.get("rotation"):
                 angles = rng.random((B, D // 2))
                 ready["rotation"] = np.cos(angles).astype(dtype), np.sin(angles).astype(dtype)
-            cache = (_normal(rng, dtype, B, K, stored + 1 + more, D) for _ in range(2))
-            calls.append(((_normal(rng, dtype, B, C), BlockWeights(*weights), *cache, Step(H, stored, **ready)), {}))
+            cache = (_normal(rng, dtype, 1, B, K, stored + 1 + more, D) for _ in range(2))
+            blocks = Blocks([BlockWeights(*weights)], np.dtype(dtype), num_heads=H, num_kv_heads=K, **kind)
+            calls.append(((_normal(rng, dtype, B, C), blocks, *cache, Step(stored, **ready)), {}))
     return calls
 
 
@@ -185,7 +187,7 @@ CALLS: dict[str, dict[str, Callable[..., list[Call]]]] = {
         "weights_forward": _weights,
         "weights_backward": _weights_backward,
     },
-    "decode": {"block_step": _steps},
+    "decode": {"step_blocks": _steps},
     "optimizer": {
         "sgd_step": lambda rng, dtype: (
             _optimizer(1, _SGD)(rng, dtype)

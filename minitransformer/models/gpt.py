@@ -9,26 +9,25 @@ import numpy as np
 
 from minitransformer import functional as F
 from minitransformer import random
-from minitransformer.autograd import Tensor, as_array, is_grad_enabled
+from minitransformer.autograd import Tensor, as_array
 from minitransformer.checks import check_size, shown
 from minitransformer.errors import AllocationError, ConfigError, DTypeError, RangeError, ShapeError
 from minitransformer.generate import generate
 from minitransformer.kernels.attention.problem import Problem
-from minitransformer.kernels.decode.step import Step
+from minitransformer.kernels.decode.step import Blocks
 from minitransformer.memory import total_memory
 from minitransformer.models.base import Model, ModelOutput
 from minitransformer.models.gpt_block import GPTBlock, norm_of
 from minitransformer.models.gpt_config import GPTConfig
+from minitransformer.models.gpt_step import can_step, step
 from minitransformer.nn.dropout import Dropout
 from minitransformer.nn.embedding import Embedding
 from minitransformer.nn.kv_cache import KVCache
 from minitransformer.nn.linear import Linear
 from minitransformer.ops.attention import make_problem
 from minitransformer.ops.loss import check_targets
-from minitransformer.ops.position import angles
 
 INIT_STD = 0.02  # of all weights; residual projections are scaled down by the number of residual sums
-_FEW = 16  # rows up to which reading the weights once a row costs no more than matrix products do
 
 
 class GPT(Model):
@@ -61,6 +60,7 @@ class GPT(Model):
         if config.positions == "sinusoidal":
             self._sinusoids = F.sinusoidal_positions(config.block_size, config.n_embd)  # (block_size, C)
         self._alibi = F.alibi_slopes(config.n_head) if config.positions == "alibi" else None
+        self._blocks_of_last_step: Blocks | None = None
         self._initialise()
         self.name_call_sites()
 
@@ -132,6 +132,10 @@ class GPT(Model):
         else:
             positions = np.maximum(np.cumsum(real, axis=1) - 1, 0)[:, past:]  # (B, T)
             key_mask = real[:, None, None, past + T - stored :]  # (B, 1, 1, S)
+        if cache is not None and can_step(self, ids):
+            logits = step(self, ids, cache, positions, None if key_mask is None else key_mask[:, 0, 0], reach)
+            cache.advance(T)
+            return logits
         limited = config.window is not None or past + T > config.block_size
         attention = {
             "attn_mask": key_mask,
@@ -148,12 +152,9 @@ class GPT(Model):
         elif config.positions == "sinusoidal":
             x = x + self._sinusoids[positions].astype(x.dtype)
         x = self.dropout(x)
-        if cache is not None and self._can_step(x):
-            x = self._step(x, cache, positions, None if key_mask is None else key_mask[:, 0, 0], reach)
-        else:
-            problem = self._problem(x, attention) if cache is None else None
-            for layer, block in enumerate(self.blocks):
-                x = block(x, problem, **attention, cache_layer=layer)
+        problem = self._problem(x, attention) if cache is None else None
+        for layer, block in enumerate(self.blocks):
+            x = block(x, problem, **attention, cache_layer=layer)
         if cache is not None:
             cache.advance(T)
         x = self.norm(x)
@@ -169,41 +170,6 @@ class GPT(Model):
         asked = ("is_causal", "causal_align", "window_size", "alibi_slopes")
         options = {name: attention[name] for name in asked}
         return make_problem("attention", q, k, k, attention["attn_mask"], enable_gqa=True, **options)
-
-    def _can_step(self, x: Tensor) -> bool:
-        """Whether the blocks take x (B, T, C) as one token a row: few rows, no gradients, no dropout."""
-        B, T, _ = x.shape
-        dropped = self.training and self.config.dropout
-        return (
-            T == 1
-            and B <= _FEW
-            and not (dropped or is_grad_enabled() or x.dtype.kind == "c")
-            and all(block.runs_by_hand() for block in self.blocks)
-        )
-
-    def _step(self, x: Tensor, cache: KVCache, positions: np.ndarray, visible: np.ndarray | None, reach: int) -> Tensor:
-        """x (B, 1, C) through the blocks, one compiled call each; to rounding what the blocks compute."""
-        config = self.config
-        rows = np.array(x.data[:, 0])  # (B, C), written to
-        rotation = None
-        if config.positions == "rope":
-            tables = angles(positions, config.n_embd // config.n_head, rows.dtype)  # (1, D/2) or (B, 1, 1, D/2)
-            D2 = tables[0].shape[-1]
-            cos, sin = (np.broadcast_to(table.reshape(-1, D2), (len(rows), D2)) for table in tables)
-            rotation = cos, sin
-        step = Step(
-            num_heads=config.n_head,
-            stored=cache.stored,
-            norm=config.norm,
-            activation="gelu_tanh" if config.ffn == "gelu" else config.ffn,
-            reach=reach if config.window is not None or cache.length + 1 > config.block_size else None,
-            visible=visible,
-            slopes=self._alibi,
-            rotation=rotation,
-        )
-        for layer, block in enumerate(self.blocks):
-            block.step(rows, cache.keys[layer], cache.values[layer], step)
-        return Tensor(rows[:, None])
 
     def num_targets(self, **batch: Any) -> int:
         """How many tokens of `targets`, or of `labels` from the second on, are not -100."""

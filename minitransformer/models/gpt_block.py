@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from minitransformer import kernels, random
+from minitransformer import random
 from minitransformer.autograd import OPS, Parameter, Tensor, watching
 from minitransformer.kernels.attention.problem import Problem
-from minitransformer.kernels.decode.step import BlockWeights, Step
 from minitransformer.models.gpt_config import GPTConfig
 from minitransformer.nn.attention import MultiHeadAttention
 from minitransformer.nn.dropout import Dropout, call_site
@@ -82,16 +81,9 @@ class GPTBlock(Module):
             dropout1=_draw(self.dropout1),
             dropout2=_draw(self.dropout2),
         )
-        return OPS["gpt_block"](x, *self._weights(), options=options)
+        return OPS["gpt_block"](x, *self.weights(), options=options)
 
-    def step(self, rows: np.ndarray, keys: np.ndarray, values: np.ndarray, step: Step) -> None:
-        """One token a row, `rows` (B, C), in place and without gradient; its key and value go to the cache."""
-        if step.eps != self.norm1.eps:
-            step = step._replace(eps=self.norm1.eps)
-        arrays: Any = (None if p is None else p.data for p in self._weights())
-        kernels.serve("decode", rows).block_step(rows, BlockWeights(*arrays), keys, values, step)
-
-    def _weights(self) -> tuple[Parameter | None, ...]:
+    def weights(self) -> tuple[Parameter | None, ...]:
         """The parameters in the order of `BlockWeights`."""
         attn, ffn = self.attn, self.ffn
         return (

@@ -12,7 +12,7 @@ from minitransformer.errors import RangeError, ShapeError
 class KVCache:
     """Keys and values of every token seen so far, per layer.
 
-    `keys[i]`, `values[i]` are (B, K, capacity, D) arrays; slots [0, stored) are filled and hold the
+    `keys`, `values` are (n_layer, B, K, capacity, D) arrays; slots [0, stored) are filled and hold the
     tokens at positions [length - stored, length). Layers write behind the filled slots; only the model
     moves on, once a forward pass, by `reserve` before and `advance` after it. Inference only: what is
     stored has no gradient.
@@ -35,8 +35,7 @@ class KVCache:
         def make() -> np.ndarray:
             return np.zeros((2, n_layer, *shape), dtype)
 
-        keys, values = allocate("KVCache", "keys and values", (2, n_layer, *shape), dtype, make)
-        self.keys, self.values = list(keys), list(values)
+        self.keys, self.values = allocate("KVCache", "keys and values", (2, n_layer, *shape), dtype, make)
         self.capacity = capacity
         self.length = 0
         self.stored = 0
@@ -59,8 +58,8 @@ class KVCache:
                 "Make the cache with a larger capacity, or feed fewer tokens at once",
             )
         start = self.stored - keep
-        for array in (*self.keys, *self.values):
-            array[:, :, :keep] = array[:, :, start : self.stored].copy()
+        for array in (self.keys, self.values):
+            array[..., :keep, :] = array[..., start : self.stored, :].copy()
         self.stored = keep
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

@@ -146,9 +146,9 @@ def differentiate(
                     continue
                 to_lanes(q, q0, at.q.step, queries, D, w, qt, W, T(scale))
                 to_lanes(dout, g0, at.dout.step, queries, E, w, gt, W, T(1))
-                if D < D_wide:
+                if D_wide > D:
                     _pad(q, q0, at.q.step, queries, D, w, q_rows, D_wide)
-                if E < E_wide:
+                if E_wide > E:
                     _pad(dout, g0, at.dout.step, queries, E, w, g_rows, E_wide)
                 w[delta : delta + 2 * W] = 0
                 for n in range(queries):
@@ -188,11 +188,11 @@ def differentiate(
                                 store(w, n, select_less(g, nothing, steep, select_less(nothing, g, steep, g)))
                     dk_j, dv_j = dk_rows + j * D_wide, dv_rows + j * E_wide
                     product(k, row_of(at.k, b, kh, j), 1, at.k.step, w, ds, W, w, dqt, W, keys, D, registers, j > low)
-                    if D < D_wide:
+                    if D_wide > D:
                         product(w, ds, W, 1, w, q_rows, D_wide, w, dk_j, D_wide, queries, keys, D_wide // L, True)
                     else:
                         product(w, ds, W, 1, q, q0, at.q.step, w, dk_j, D, queries, keys, D // L, True)
-                    if E < E_wide:
+                    if E_wide > E:
                         product(w, s, W, 1, w, g_rows, E_wide, w, dv_j, E_wide, queries, keys, E_wide // L, True)
                     else:
                         product(w, s, W, 1, dout, g0, at.dout.step, w, dv_j, E, queries, keys, E // L, True)

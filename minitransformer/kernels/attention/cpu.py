@@ -57,9 +57,7 @@ def forward(
     return out, lse
 
 
-@entrance(
-    reference, "BHTE~", "BHT", "BHTD~", "BKSD~", "BKSE~", "*", "BHTE~", "BHT", "BHTD~!", "BKSD~!", "BKSE~!"
-)
+@entrance(reference, "BHTE~", "BHT", "BHTD~", "BKSD~", "BKSE~", "*", "BHTE~", "BHT", "BHTD~!", "BKSD~!", "BKSE~!")
 def backward(
     dout: np.ndarray,
     dlse: np.ndarray,

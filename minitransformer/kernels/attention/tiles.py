@@ -262,9 +262,7 @@ def to_lanes(A: Any, a: Any, lda: Any, rows: Any, columns: Any, B: Any, b: Any, 
     L = lanes(A)
     for c in range(0, columns, L):
         for r in range(0, ldb, L):
-            _transposed(
-                A, a + r * lda + c, lda, rows - r, columns - c, B, b + c * ldb + r, ldb, L, L, splat(factor)
-            )
+            _transposed(A, a + r * lda + c, lda, rows - r, columns - c, B, b + c * ldb + r, ldb, L, L, splat(factor))
 
 
 @routine

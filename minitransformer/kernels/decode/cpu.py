@@ -1,7 +1,7 @@
-"""One token through a GPT block, in Numba: a few matrix-vector products, each reading its weights once.
+"""One token through the blocks of a GPT, in Numba: matrix-vector products, each reading its weights once.
 
 At one token a step the weights are read for next to no arithmetic, so the time is that of memory, if only nothing
-else costs: here the whole block is one call. On the calling thread.
+else costs: here all blocks are one call. On the calling thread.
 """
 
 from __future__ import annotations
@@ -14,18 +14,21 @@ from numba import boolean, float64, int64, njit, void
 
 from minitransformer.errors import DTypeError
 from minitransformer.kernels.compiled import kernel
-from minitransformer.kernels.decode.step import BlockWeights, Step, check
+from minitransformer.kernels.decode.step import NOWHERE, Blocks, Step, check
 from minitransformer.kernels.simd import (
     broadcast,
     exp,
+    first_lanes,
     fma,
     lanes,
     load,
     load_some,
+    load_up_to,
     sigmoid,
     splat,
     store,
     store_some,
+    store_up_to,
     sum_lanes,
     zeros,
 )
@@ -37,33 +40,34 @@ _GELU_CUBIC = 0.044715
 
 @njit
 def _products(x: Any, x0: Any, flat: Any, w0: Any, rows: Any, n: Any, out: Any, out0: Any, bias: Any, add: Any) -> None:
-    """out[out0 + r] (+)= W[r] . x + bias[r], with W (rows, n) from flat[w0] and x (n,) from x[x0] on.
+    """out[out0 + r] (+)= W[r] . x + b[r], with x (n,) from x[x0], W (rows, n) from flat[w0] and b from flat[bias] on.
 
     Four rows at once: they share what is read of x, and their sums do not wait for each other.
     """
     step = lanes(flat)
-    whole = n - n % step
     for r in range(0, rows - rows % 4, 4):
         w = w0 + r * n
         s0, s1, s2, s3 = zeros(flat), zeros(flat), zeros(flat), zeros(flat)
-        for i in range(0, whole, step):
+        for i in range(0, n - n % step, step):
             v = load(x, x0 + i)
             s0 = fma(load(flat, w + i), v, s0)
             s1 = fma(load(flat, w + n + i), v, s1)
             s2 = fma(load(flat, w + 2 * n + i), v, s2)
             s3 = fma(load(flat, w + 3 * n + i), v, s3)
+        left = n % step
+        if left:
+            i = n - left
+            v = load_some(x, x0 + i, left)
+            s0 = fma(load_some(flat, w + i, left), v, s0)
+            s1 = fma(load_some(flat, w + n + i, left), v, s1)
+            s2 = fma(load_some(flat, w + 2 * n + i, left), v, s2)
+            s3 = fma(load_some(flat, w + 3 * n + i, left), v, s3)
         a0, a1, a2, a3 = sum_lanes(s0), sum_lanes(s1), sum_lanes(s2), sum_lanes(s3)
-        for i in range(whole, n):
-            v = x[x0 + i]
-            a0 += flat[w + i] * v
-            a1 += flat[w + n + i] * v
-            a2 += flat[w + 2 * n + i] * v
-            a3 += flat[w + 3 * n + i] * v
-        if bias.size:
-            a0 += bias[r]
-            a1 += bias[r + 1]
-            a2 += bias[r + 2]
-            a3 += bias[r + 3]
+        if bias != NOWHERE:
+            a0 += flat[bias + r]
+            a1 += flat[bias + r + 1]
+            a2 += flat[bias + r + 2]
+            a3 += flat[bias + r + 3]
         o = out0 + r
         if add:
             a0 += out[o]
@@ -76,40 +80,35 @@ def _products(x: Any, x0: Any, flat: Any, w0: Any, rows: Any, n: Any, out: Any, 
         out[o + 3] = a3
     for r in range(rows - rows % 4, rows):
         total = zeros(flat)
-        for i in range(0, whole, step):
-            total = fma(load(flat, w0 + r * n + i), load(x, x0 + i), total)
+        for i in range(0, n, step):
+            total = fma(load_up_to(flat, w0 + r * n + i, n - i), load_up_to(x, x0 + i, n - i), total)
         a = sum_lanes(total)
-        for i in range(whole, n):
-            a += flat[w0 + r * n + i] * x[x0 + i]
-        if bias.size:
-            a += bias[r]
+        if bias != NOWHERE:
+            a += flat[bias + r]
         out[out0 + r] = out[out0 + r] + a if add else a
 
 
 @njit
-def _linear(x: Any, x0: Any, weight: Any, bias: Any, out: Any, out0: Any, add: Any) -> None:
-    _products(x, x0, weight.reshape(weight.size), 0, weight.shape[0], weight.shape[1], out, out0, bias, add)
-
-
-@njit
-def _norm(x: Any, x0: Any, weight: Any, bias: Any, centred: Any, eps: Any, out: Any) -> None:
-    C = weight.size
-    T = x.dtype.type
+def _norm(x: Any, x0: Any, C: Any, flat: Any, weight: Any, bias: Any, centred: Any, eps: Any, out: Any) -> None:
+    """out = norm(x[x0 : x0 + C]), with the weight from flat[weight] on."""
+    T, step = x.dtype.type, lanes(x)
     mean = T(0)
     if centred:
-        for i in range(C):
-            mean += x[x0 + i]
-        mean /= T(C)
-    square = T(0)
-    for i in range(C):
-        d = x[x0 + i] - mean
-        out[i] = d
-        square += d * d
-    rstd = T(1) / math.sqrt(square / T(C) + T(eps))
-    for i in range(C):
-        out[i] = out[i] * rstd * weight[i]
-        if bias.size:
-            out[i] += bias[i]
+        total = zeros(x)
+        for i in range(0, C, step):
+            total = total + load_up_to(x, x0 + i, C - i)
+        mean = sum_lanes(total) / T(C)
+    square, none, origin = zeros(x), zeros(x), splat(mean)
+    for i in range(0, C, step):
+        d = first_lanes(C - i, load_up_to(x, x0 + i, C - i) - origin, none)
+        square = fma(d, d, square)
+    rstd = splat(T(1 / math.sqrt(sum_lanes(square) / T(C) + eps)))
+    for i in range(0, C, step):
+        left = C - i
+        y = (load_up_to(x, x0 + i, left) - origin) * rstd * load_up_to(flat, weight + i, left)
+        if bias != NOWHERE:
+            y = y + load_up_to(flat, bias + i, left)
+        store_up_to(out, i, left, y)
 
 
 @njit
@@ -165,7 +164,7 @@ def _attend(
     T = q.dtype.type
     scale = T(1 / math.sqrt(D))
     top = T(-np.inf)
-    _products(q, q0, keys, base + first * D, S - first, D, scores, first, scores[:0], False)
+    _products(q, q0, keys, base + first * D, S - first, D, scores, first, NOWHERE, False)
     for j in range(first, S):
         s = scale * scores[j] - T(slope * (S - 1 - j))
         if visible.size and not visible[row * S + j]:
@@ -203,19 +202,10 @@ def _attend(
     lambda T: void(
         T[:, ::1],
         T[::1],
-        T[::1],
-        T[:, ::1],
-        T[::1],
-        T[:, ::1],
-        T[::1],
-        T[::1],
-        T[::1],
-        T[:, ::1],
-        T[::1],
-        T[:, ::1],
-        T[::1],
-        T[:, :, :, ::1],
-        T[:, :, :, ::1],
+        int64[:, ::1],
+        T[:, :, :, :, ::1],
+        T[:, :, :, :, ::1],
+        int64,
         int64,
         int64,
         int64,
@@ -228,23 +218,14 @@ def _attend(
         int64,
     )
 )
-def _block_step(
+def _step_blocks(
     x: Any,
-    norm1: Any,
-    norm1_bias: Any,
-    qkv: Any,
-    qkv_bias: Any,
-    proj: Any,
-    proj_bias: Any,
-    norm2: Any,
-    norm2_bias: Any,
-    up: Any,
-    up_bias: Any,
-    down: Any,
-    down_bias: Any,
+    anchor: Any,
+    table: Any,
     keys: Any,
     values: Any,
     H: Any,
+    F: Any,
     stored: Any,
     first: Any,
     visible: Any,
@@ -255,38 +236,45 @@ def _block_step(
     eps: Any,
     activation: Any,
 ) -> None:
-    """Arrays that there are not have size 0. `first` is the first key within reach."""
+    """A row of `table` says where the weights of a block are, counted from the first number of `anchor`.
+
+    Arrays that there are not have size 0. `first` is the first key within reach.
+    """
     B, C = x.shape
-    K, capacity, D = keys.shape[1], keys.shape[2], keys.shape[3]
-    S, F = stored + 1, down.shape[1]
+    K, capacity, D = keys.shape[2], keys.shape[3], keys.shape[4]
+    S = stored + 1
     flat, k, v = x.reshape(x.size), keys.reshape(keys.size), values.reshape(values.size)
     normed, merged = np.empty(C, x.dtype), np.empty(C, x.dtype)
-    packed, inner, scores = np.empty(qkv.shape[0], x.dtype), np.empty(up.shape[0], x.dtype), np.empty(S, x.dtype)
-    for b in range(B):
-        _norm(flat, b * C, norm1, norm1_bias, centred, eps, normed)
-        _linear(normed, 0, qkv, qkv_bias, packed, 0, False)
-        if cos.size:
-            _rotate(packed, H + K, D, cos, sin, b)
-        for h in range(K):
-            slot = ((b * K + h) * capacity + stored) * D
-            for i in range(D):
-                k[slot + i] = packed[(H + h) * D + i]
-                v[slot + i] = packed[(H + K + h) * D + i]
-        for h in range(H):
-            base = (b * K + h // (H // K)) * capacity * D
-            slope = slopes[h] if slopes.size else 0.0
-            _attend(packed, h * D, k, v, base, D, first, S, visible, b, slope, scores, merged, h * D)
-        _linear(merged, 0, proj, proj_bias, flat, b * C, True)
-        _norm(flat, b * C, norm2, norm2_bias, centred, eps, normed)
-        _linear(normed, 0, up, up_bias, inner, 0, False)
-        if activation == 0:
-            _gelu_tanh(inner, F)
-        elif activation == 2:
-            _swiglu(inner, F)
-        else:
-            for i in range(F):
-                inner[i] = 0 if inner[i] <= 0 else inner[i]
-        _linear(inner, 0, down, down_bias, flat, b * C, True)
+    packed, scores = np.empty((H + 2 * K) * D, x.dtype), np.empty(S, x.dtype)
+    inner = np.empty(2 * F if activation == 2 else F, x.dtype)
+    for layer in range(table.shape[0]):
+        n1, n1_bias, qkv, qkv_bias, proj, proj_bias, n2, n2_bias, up, up_bias, down, down_bias = table[layer]
+        for b in range(B):
+            cache = (layer * B + b) * K * capacity * D
+            _norm(flat, b * C, C, anchor, n1, n1_bias, centred, eps, normed)
+            _products(normed, 0, anchor, qkv, packed.size, C, packed, 0, qkv_bias, False)
+            if cos.size:
+                _rotate(packed, H + K, D, cos, sin, b)
+            for h in range(K):
+                slot = cache + (h * capacity + stored) * D
+                for i in range(D):
+                    k[slot + i] = packed[(H + h) * D + i]
+                    v[slot + i] = packed[(H + K + h) * D + i]
+            for h in range(H):
+                base = cache + h // (H // K) * capacity * D
+                slope = slopes[h] if slopes.size else 0.0
+                _attend(packed, h * D, k, v, base, D, first, S, visible, b, slope, scores, merged, h * D)
+            _products(merged, 0, anchor, proj, C, C, flat, b * C, proj_bias, True)
+            _norm(flat, b * C, C, anchor, n2, n2_bias, centred, eps, normed)
+            _products(normed, 0, anchor, up, inner.size, C, inner, 0, up_bias, False)
+            if activation == 0:
+                _gelu_tanh(inner, F)
+            elif activation == 2:
+                _swiglu(inner, F)
+            else:
+                for i in range(F):
+                    inner[i] = 0 if inner[i] <= 0 else inner[i]
+            _products(inner, 0, anchor, down, C, F, flat, b * C, down_bias, True)
 
 
 _NO_FLOAT64 = np.empty(0)
@@ -294,36 +282,32 @@ _NO_BOOL = np.empty(0, bool)
 _NOTHING = {np.dtype(np.float32): np.empty(0, np.float32), np.dtype(np.float64): _NO_FLOAT64}
 
 
-def block_step(x: np.ndarray, weights: BlockWeights, keys: np.ndarray, values: np.ndarray, step: Step) -> None:
-    """See `reference.block_step`. x and the cache must be contiguous, for they are written to."""
-    H, _, _ = check(x, weights, keys, values, step)
+def step_blocks(x: np.ndarray, blocks: Blocks, keys: np.ndarray, values: np.ndarray, step: Step) -> None:
+    """See `reference.step_blocks`. x and the cache must be contiguous, for they are written to."""
+    check(x, blocks, keys, values, step)
     for name, array in (("x", x), ("keys", keys), ("values", values)):
-        if not array.flags.carray or array.dtype not in _NOTHING:
+        if not array.flags.carray or array.dtype != blocks.dtype or array.dtype not in _NOTHING:
             problem = f"{name} is {array.dtype} with strides {array.strides}, expected contiguous, writable floats"
-            raise DTypeError("block_step", problem, "Pass the cache's own arrays")
+            raise DTypeError("step_blocks", problem, f"Pass the cache's own arrays and blocks of {array.dtype}")
     nothing = _NOTHING[x.dtype]
-
-    def ready(array: np.ndarray | None) -> Any:
-        if array is None:
-            return nothing
-        return array if array.flags.carray and array.dtype == x.dtype else np.require(array, x.dtype, ["C", "A", "W"])
-
-    cos, sin = (nothing, nothing) if step.rotation is None else (ready(part).reshape(-1) for part in step.rotation)
-    visible = _NO_BOOL if step.visible is None else np.require(step.visible, bool, ["C", "A", "W"]).reshape(-1)
-    slopes = _NO_FLOAT64 if step.slopes is None else np.require(step.slopes, np.float64, ["C", "A", "W"])
-    _block_step(
+    cos, sin = nothing, nothing
+    if step.rotation is not None:
+        cos, sin = (np.require(part, x.dtype, ["C", "A", "W"]).reshape(-1) for part in step.rotation)
+    _step_blocks(
         x,
-        *map(ready, weights),
+        blocks.anchor,
+        blocks.table,
         keys,
         values,
-        H,
+        blocks.H,
+        blocks.F,
         step.stored,
         0 if step.reach is None else max(0, step.stored - step.reach),
-        visible,
-        slopes,
+        _NO_BOOL if step.visible is None else np.require(step.visible, bool, ["C", "A", "W"]).reshape(-1),
+        _NO_FLOAT64 if step.slopes is None else np.require(step.slopes, np.float64, ["C", "A", "W"]),
         cos,
         sin,
-        step.norm == "layer",
-        float(step.eps),
-        _ACTIVATIONS[step.activation],
+        blocks.norm == "layer",
+        blocks.eps,
+        _ACTIVATIONS[blocks.activation],
     )

@@ -1,27 +1,35 @@
-"""One token through a GPT block, in NumPy: the specification.
+"""One token through the blocks of a GPT, in NumPy: the specification. Each block is
 
     x += attention(norm1(x), keys, values) Wo^T + bo;   x += act(norm2(x) Wu^T + bu) Wd^T + bd
 
-As `ops/gpt_block.py` for sequences of one token whose predecessors are in a cache; no dropout, no backward.
+as `ops/gpt_block.py` for sequences of one token whose predecessors are in a cache; no dropout, no backward.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from minitransformer.kernels.decode.step import BlockWeights, Step, check
+from minitransformer.kernels.decode.step import Blocks, BlockWeights, Step, check
 
 
-def block_step(x: np.ndarray, weights: BlockWeights, keys: np.ndarray, values: np.ndarray, step: Step) -> None:
-    """Move the rows x (B, C) through the block, in place; their keys and values go to slot `step.stored`.
+def step_blocks(x: np.ndarray, blocks: Blocks, keys: np.ndarray, values: np.ndarray, step: Step) -> None:
+    """Move the rows x (B, C) through the blocks, in place; their keys and values go to slot `step.stored`.
 
-    `keys` and `values` are (B, K, capacity, D), of which the first `stored` slots are filled. Raises
+    `keys` and `values` are (layers, B, K, capacity, D), of which the first `stored` slots are filled. Raises
     `ShapeError` for what does not fit together.
     """
-    H, K, D = check(x, weights, keys, values, step)
+    check(x, blocks, keys, values, step)
+    for weights, own_keys, own_values in zip(blocks.weights, keys, values, strict=True):
+        _block(x, blocks, weights, own_keys, own_values, step)
+
+
+def _block(
+    x: np.ndarray, blocks: Blocks, weights: BlockWeights, keys: np.ndarray, values: np.ndarray, step: Step
+) -> None:
+    H, K, D = blocks.H, blocks.K, blocks.D
     B, C = x.shape
     S = step.stored + 1
-    packed = _linear(_norm(x, weights.norm1, weights.norm1_bias, step), weights.qkv, weights.qkv_bias)
+    packed = _linear(_norm(x, weights.norm1, weights.norm1_bias, blocks), weights.qkv, weights.qkv_bias)
     heads = packed.reshape(B, H + 2 * K, D)
     if step.rotation is not None:
         cos, sin = (part[:, None] for part in step.rotation)
@@ -44,17 +52,17 @@ def block_step(x: np.ndarray, weights: BlockWeights, keys: np.ndarray, values: n
     p /= np.where(total == 0, 1, total)  # a row without keys has output 0
     merged = np.einsum("bkgs,bksd->bkgd", p, values[:, :, :S]).reshape(B, C)
     x += _linear(merged, weights.proj, weights.proj_bias)
-    inner = _linear(_norm(x, weights.norm2, weights.norm2_bias, step), weights.up, weights.up_bias)
-    x += _linear(_activate(inner, step.activation), weights.down, weights.down_bias)
+    inner = _linear(_norm(x, weights.norm2, weights.norm2_bias, blocks), weights.up, weights.up_bias)
+    x += _linear(_activate(inner, blocks.activation), weights.down, weights.down_bias)
 
 
 def _linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
     return x @ weight.T if bias is None else x @ weight.T + bias
 
 
-def _norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, step: Step) -> np.ndarray:
-    centred = x if step.norm == "rms" else x - x.mean(axis=-1, keepdims=True)
-    out = centred / np.sqrt((centred * centred).mean(axis=-1, keepdims=True) + step.eps) * weight
+def _norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, blocks: Blocks) -> np.ndarray:
+    centred = x if blocks.norm == "rms" else x - x.mean(axis=-1, keepdims=True)
+    out = centred / np.sqrt((centred * centred).mean(axis=-1, keepdims=True) + blocks.eps) * weight
     return out if bias is None else out + bias
 
 
