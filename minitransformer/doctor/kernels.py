@@ -53,8 +53,8 @@ _RULED = _PROBLEM._replace(
 
 CALLS: dict[str, list[Call]] = {
     "attention": [
-        *(Call("forward", "BHTD BKTD BKTE", (None, problem)) for problem in (_PROBLEM, _RULED)),
-        *(Call("backward", "BHTE BHT BHTD BKTD BKTE - BHTE BHT", (problem,)) for problem in (_PROBLEM, _RULED)),
+        *(Call("forward", "BHTD BKTD BKTE", (None, None, problem)) for problem in (_PROBLEM, _RULED)),
+        *(Call("backward", "BHTE BHT BHTD BKTD BKTE - BHTE BHT - - -", (problem,)) for problem in (_PROBLEM, _RULED)),
         Call("weights_forward", "BHTD BKTD - BHT", (_PROBLEM,)),
         Call("weights_backward", "BHTT BHTT BHTD BKTD -", (_PROBLEM,)),
     ],
