@@ -10,16 +10,15 @@ from __future__ import annotations
 import itertools
 import math
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from zlib import crc32
 
 import numpy as np
 
 from minitransformer.checks import is_integer, shown
+from minitransformer.context import Setting
 from minitransformer.errors import ConfigError
 
 _MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
@@ -139,14 +138,9 @@ def generator() -> np.random.Generator:
     return _process.generator
 
 
-@contextmanager
-def scope(seed: int, step: int, first_row: int = 0) -> Iterator[None]:
+def scope(seed: int, step: int, first_row: int = 0) -> Setting[Any]:
     """Address every draw inside by (seed, step) and the global batch row, not by call count."""
-    token = _scope.set(_Scope(seed, step, first_row))
-    try:
-        yield
-    finally:
-        _scope.reset(token)
+    return Setting(_scope, _Scope(seed, step, first_row))
 
 
 def site_id(path: str) -> int:

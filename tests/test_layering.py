@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1] / "minitransformer"
 # One floor a paragraph, from the ground up; within a floor, later files may import earlier ones. `name` is
 # that module alone, `name/` it and its whole folder, where files may import each other if no circle forms.
 HOUSE = """
-    version errors memory checks render random threads files
+    version errors context memory checks render random threads files
 
     kernels kernels.store kernels.compiled kernels.entrance kernels.philox kernels.simd/ kernels/
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from typing import Any, Protocol
 
 import numpy as np
 
 from minitransformer.checks import is_integer, shown
+from minitransformer.context import Setting
 from minitransformer.errors import (
     AllocationError,
     DeviceError,
@@ -43,18 +44,9 @@ OPS: dict[str, Any] = {}  # name -> Op; filled by `register`
 _DTYPES = frozenset("?bBhHiIlLqQfdFD")
 
 
-@contextmanager
-def _set(flag: ContextVar[bool], value: bool) -> Iterator[None]:
-    token = flag.set(value)
-    try:
-        yield
-    finally:
-        flag.reset(token)
-
-
 def no_grad() -> Any:
     """Context manager (and decorator): ops inside record nothing, their outputs need no gradient."""
-    return _set(recording, False)
+    return Setting(recording, False)
 
 
 def is_grad_enabled() -> bool:
@@ -67,7 +59,7 @@ def check_saved_arrays() -> Any:
 
     Finds writes that go around the Tensor API, as `t.data[...] = 0` or a write through an old view.
     """
-    return _set(checksums, True)
+    return Setting(checksums, True)
 
 
 class TensorBase:

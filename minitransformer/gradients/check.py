@@ -34,7 +34,7 @@ def gradcheck(
     *,
     method: str = "complex",
     mode: str | None = None,
-    directions: int = 4,
+    directions: int = 2,
     eps: float | None = None,
     atol: float | None = None,
     rtol: float | None = None,

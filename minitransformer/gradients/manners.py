@@ -97,9 +97,9 @@ def _layout(
     except _REFUSALS as error:
         yield f"it refuses {_STRIDED} ({type(error).__name__}: {error})"
         return
-    if not all(_close(a, b, tolerance) for a, b in zip(other_outs, outs, strict=True)):
+    if not all(close(a, b, tolerance) for a, b in zip(other_outs, outs, strict=True)):
         yield f"{_STRIDED} give other outputs"
-    elif not all(_close(a, b, tolerance) for a, b in zip(other, gradients, strict=True)):
+    elif not all(close(a, b, tolerance) for a, b in zip(other, gradients, strict=True)):
         yield f"{_STRIDED} give other gradients"
 
 
@@ -120,7 +120,8 @@ def _same(a: Any, b: Any) -> bool:
     return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
 
 
-def _close(a: Any, b: Any, tolerance: float) -> bool:
+def close(a: Any, b: Any, tolerance: float) -> bool:
+    """Whether two results agree, up to `tolerance` relative to the largest number; None only with None."""
     if a is None or b is None:
         return a is b
     if a.shape != b.shape or a.dtype != b.dtype:

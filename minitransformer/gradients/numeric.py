@@ -28,8 +28,8 @@ class Numeric:
     """Derivatives of a problem along directions, by the reference kernels in float64 whatever the dtype of its inputs.
 
     `outs` are its outputs, if the reference kernels computed them. A direction is a dict from positions of
-    inputs to arrays of their shapes. `reason` says why differences are used although the complex step was
-    asked for; None if they are not.
+    inputs to arrays of their shapes. `same_inputs` says whether all inputs were float64, `reason` why differences
+    are used although the complex step was asked for; None if they are not.
     """
 
     def __init__(
@@ -44,7 +44,8 @@ class Numeric:
         )
         self.eps = eps
         dtypes = {x.dtype for x in problem.inputs if isinstance(x, np.ndarray) and x.dtype.kind == "f"}
-        self.outs = self._at({}, 0) if outs is None or dtypes != {np.dtype(np.float64)} else tuple(outs)
+        self.same_inputs = dtypes == {np.dtype(np.float64)}
+        self.outs = tuple(outs) if outs is not None and self.same_inputs else self._at({}, 0)
         self.counted = tuple(np.isfinite(out) for out in self.outs)  # the others must stay as they are
         self.all_counted = all(counted.all() for counted in self.counted)
         self.precision = "float64" if all(out.dtype == np.float64 for out in self.outs) else "float32"
@@ -117,23 +118,24 @@ class Numeric:
         with use_backend("reference"):
             return tuple(np.asarray(out) for out in self.function.value(*inputs))
 
-    def settle(self, direction: Direction) -> None:
+    def settle(self, direction: Direction) -> list[np.ndarray] | None:
         """Decide on the method: code that drops imaginary parts would silently give 0 by complex step.
 
         One direction, in which every input moves, is compared with differences; if they disagree, these are used.
+        Otherwise the derivative along it is returned.
         """
         if self.method != "complex":
-            return
+            return None
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("error", np.exceptions.ComplexWarning)
                 exact = self._complex(direction)
         except _REFUSALS as error:
             self._give_up(f"it refuses complex numbers ({type(error).__name__}: {error})")
-            return
+            return None
         if not all(np.isfinite(a).all() for a in exact):
             self._give_up("its complex step is not finite")
-            return
+            return None
         sides = self.sides(direction)
         outside = [
             _outside(a, left, right, _AGREE[self.precision], 10 * sides.noise)
@@ -151,6 +153,8 @@ class Numeric:
                     "its complex step disagrees with differences: something drops imaginary parts, as abs, .real, "
                     "np.var and the functions of math do"
                 )
+                return None
+        return exact
 
     def _give_up(self, reason: str) -> None:
         self.method, self.reason, self.eps = "central", reason, None
@@ -183,8 +187,8 @@ class Contraction(NamedTuple):
 def contract(douts: Sequence[np.ndarray], slopes: Sequence[np.ndarray]) -> Contraction:
     value = size = 0.0
     for d, s in zip(douts, slopes, strict=True):
-        value += float(d.ravel() @ s.ravel())
-        size += float(abs(d).ravel() @ abs(s).ravel())
+        value += float(np.vdot(d, s))
+        size += float(np.vdot(abs(d), abs(s)))
     return Contraction(value, size)
 
 

@@ -56,8 +56,10 @@ class Check:
         self.full = mode == "full" or (mode is None and max(sizes) <= _FULL)
         self.report = GradcheckReport(problem.function.name, method, "full" if self.full else "directional")
         self.gradients = self._claimed(self.first.gradients)
+        self.settled: tuple[Direction, list[np.ndarray] | None] = {}, None
         if not self.report.problems:
-            self.numeric.settle(self._direction(problem.wanted))
+            direction = self._direction(problem.wanted)
+            self.settled = direction, self.numeric.settle(direction)
         self.report.method = self.numeric.method
         if self.numeric.reason is not None:
             self.report.notes.append(f"central differences, because {self.numeric.reason}")
@@ -198,11 +200,13 @@ class Check:
         noise = sum(self._noise(position) for position in positions) * total(self.douts)
         claimed, numeric, tolerance = np.empty((3, directions))
         for number in range(directions):
-            direction = self._direction(positions)
+            direction, slopes = self.settled
+            if number or slopes is None or [*direction] != [*positions]:
+                direction, slopes = self._direction(positions), None
             if number % 2:  # along the gradient itself, where nothing cancels and a factor shows most
                 direction = {i: np.copysign(v, self.gradients[i]) for i, v in direction.items()}
             steps = list(direction.values())
-            expected = contract(self.douts, self.numeric.along(direction))
+            expected = contract(self.douts, self.numeric.along(direction) if slopes is None else slopes)
             got = contract([self.gradients[position] for position in positions], steps)
             length = math.sqrt(contract(steps, steps).value)
             claimed[number], numeric[number] = got.value, expected.value
@@ -284,11 +288,12 @@ class Check:
     def _compare_backends(self) -> None:
         if not self.fast:
             return
-        with use_backend("reference"):
-            reference = self.problem.function.value(*copies(self.problem.inputs))
+        reference = self.numeric.outs
+        if not self.numeric.same_inputs:
+            with use_backend("reference"):
+                reference = self.problem.function.value(*copies(self.problem.inputs))
         for number, (a, b) in enumerate(zip(self.outs, reference, strict=True)):
-            scale = float(np.max(abs(b), where=np.isfinite(b), initial=1.0))
-            if not np.allclose(a, b, rtol=10 * self.rtol, atol=10 * self.rtol * scale, equal_nan=True):
+            if not manners.close(a, b, 10 * self.rtol):
                 self._complain(f"output {number} differs from that of the reference kernels: the forward is wrong")
 
 

@@ -8,16 +8,17 @@ first in `FAMILIES`. `use_backend` overrides that for tests and study.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from contextvars import ContextVar
 from functools import cache
 from importlib import import_module
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
 from minitransformer.checks import shown
+from minitransformer.context import Setting
 from minitransformer.errors import ConfigError, nearest
 
 # Implementations of each family in order of preference; the reference is always last.
@@ -36,36 +37,25 @@ _backend: ContextVar[str | None] = ContextVar("minitransformer_backend", default
 _used: ContextVar[set[str] | None] = ContextVar("minitransformer_families_used", default=None)
 
 
-@contextmanager
-def use_backend(name: str) -> Iterator[None]:
+def use_backend(name: str) -> Setting[str | None]:
     """Serve every call inside from the implementation `name`, and complex arrays from the reference.
 
     Raises `ConfigError` if no family has that implementation. A call of a family that lacks it raises too:
     served by another, its result would pass for one of `name`.
     """
-    known = {implementation for family in FAMILIES.values() for implementation in family}
-    if not isinstance(name, str) or name not in known:
+    if not isinstance(name, str) or not any(name in family for family in FAMILIES.values()):
+        known = {implementation for family in FAMILIES.values() for implementation in family}
         raise ConfigError(
             "use_backend",
             f"{shown(name)} is no implementation of any kernel in this version, expected one of {sorted(known)}",
             nearest(str(name), known),
         )
-    token = _backend.set(name)
-    try:
-        yield
-    finally:
-        _backend.reset(token)
+    return Setting(_backend, name)
 
 
-@contextmanager
-def families_used() -> Iterator[set[str]]:
-    """The names of the families whose kernels are called inside, filled as they are."""
-    used: set[str] = set()
-    token = _used.set(used)
-    try:
-        yield used
-    finally:
-        _used.reset(token)
+def families_used() -> Setting[Any]:
+    """The names of the families whose kernels are called inside: a set, filled as they are."""
+    return Setting(_used, set())
 
 
 def serve(family: str, *arrays: np.ndarray) -> ModuleType:

@@ -54,7 +54,7 @@ class Block(NamedTuple):
     z: np.ndarray  # (N, C)
     normed2: np.ndarray  # (N, C)
     stats2: tuple[np.ndarray, ...]
-    inner: np.ndarray  # (N, F) or (N, 2F), what the activation was given
+    inner: np.ndarray  # (N, F) or (N, 2F), what the activation was given, for GELU without its bias
     hidden: np.ndarray  # (N, F)
     dropped: tuple[Dropped | None, Dropped | None]
     weights: BlockWeights
@@ -102,13 +102,13 @@ def gpt_block_forward(
     if options.norm == "layer":  # z is the branch, then the branch plus x
         normed2, *stats2 = rowwise.add_layer_norm(z, rows, bias, weights.norm2, weights.norm2_bias, options.eps)
     else:
-        _add_residual(z, rows, bias)
+        rowwise.add_residual(z, rows, bias)
         normed2, *stats2 = rowwise.rms_norm_forward(z, weights.norm2, options.eps)
 
     inner = normed2 @ weights.up.T
     hidden = _activate(pointwise, options, inner, weights.up_bias)
     y, bias, dropped2 = _branch(hidden @ weights.down.T, weights.down_bias, options.dropout2, x.shape)
-    _add_residual(y, z, bias)
+    rowwise.add_residual(y, z, bias)
     saved = Block(
         rows,
         normed1,
@@ -233,13 +233,6 @@ def _branch(
     return out.reshape(branch.shape), None, dropped
 
 
-def _add_residual(branch: np.ndarray, x: np.ndarray, bias: np.ndarray | None) -> None:
-    """branch += x + bias"""
-    branch += x
-    if bias is not None:
-        branch += bias
-
-
 def _branch_backward(
     rowwise: ModuleType, dy: np.ndarray, bias: np.ndarray | None, dropped: Dropped | None, shape: tuple[int, ...]
 ) -> tuple[np.ndarray, np.ndarray | None]:
@@ -263,7 +256,7 @@ def _heads(rows: np.ndarray, options: BlockOptions, B: int, T: int) -> np.ndarra
 
 
 def _activate(pointwise: ModuleType, options: BlockOptions, inner: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
-    """The activation of inner + bias, which is left in `inner`."""
+    """The activation of inner + bias; the sum is left in `inner`, but by GELU."""
     if options.activation == "gelu_tanh":
         return pointwise.add_bias_gelu_tanh(inner, bias)
     if bias is not None:
@@ -278,7 +271,7 @@ def _activate_backward(saved: Block, dhidden: np.ndarray) -> tuple[np.ndarray, n
     """The gradients of `inner` and of its bias; `dhidden` is ours to write into."""
     pointwise, inner, biased = saved.pointwise, saved.inner, saved.weights.up_bias is not None
     if saved.options.activation == "gelu_tanh":
-        dinner, dbias = pointwise.gelu_tanh_bias_backward(dhidden, inner)
+        dinner, dbias = pointwise.gelu_tanh_bias_backward(dhidden, inner, saved.weights.up_bias)
         return dinner, dbias if biased else None
     if saved.options.activation == "relu":
         dinner = pointwise.relu_backward(dhidden, saved.hidden)

@@ -7,7 +7,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,16 +17,27 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from minitransformer import threads
 from minitransformer.errors import DTypeError, MiniTransformerError, ShapeError
 from minitransformer.kernels.optimizer import cpu, reference
 
 DTYPES = st.sampled_from([np.float32, np.float64])
 SIZES = st.integers(0, 40) | st.sampled_from(
-    [n + by for n in (cpu.LANES, reference.CHUNK) for by in (-1, 0, 1)] + [2 * reference.CHUNK + 17]
+    [n + by for n in (cpu.LANES, reference.CHUNK) for by in (-1, 0, 1)]
+    + [2 * reference.CHUNK + 17]
+    + [cpu._CHUNK - 1, cpu._CHUNK + 1, cpu._SMALL, 2 * cpu._SMALL + 3]
 )
 RATES = st.floats(0, 10) | st.sampled_from([0.0, 1e-3, 1e300])
 SHARES = st.floats(0, 1, exclude_max=True) | st.sampled_from([0.0, 0.9, 0.999])
 SPECIAL = [math.nan, math.inf, -math.inf, 0.0, -0.0, 1e-45, 1e-310, 3e38, -1e300]
+
+
+@pytest.fixture(autouse=True)
+def three_threads() -> Iterator[None]:
+    before = threads._num_threads
+    threads.set_num_threads(3)
+    yield
+    threads._num_threads = before
 
 
 @st.composite
@@ -100,6 +111,18 @@ def test_sgd_gives_the_bits_of_the_reference(
 def test_l1_gives_the_bits_of_the_reference(given_: tuple[list[np.ndarray], int], l1: float) -> None:
     found, num_decayed = given_
     assert outcome(cpu, "add_l1", found, l1, num_decayed) == outcome(reference, "add_l1", found, l1, num_decayed)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_threads_change_no_bit(dtype: Any) -> None:
+    found = [np.random.default_rng(n).standard_normal(5 * cpu._CHUNK + 77).astype(dtype) ** 2 for n in range(4)]
+    options = {"lr": 0.1, "beta1": 0.9, "beta2": 0.9, "eps": 1e-8, "weight_decay": 0.1, "step": 3}
+    results = []
+    for number in (1, 2, 4, 7):
+        threads.set_num_threads(number)
+        bits_ = outcome(cpu, "adamw_step", found, num_decayed=2 * cpu._CHUNK + 5, **options)
+        results.append((cpu.squared_norm(found[0]), bits_))
+    assert all(result == results[0] for result in results)
 
 
 @given(given_=arrays(1))

@@ -53,10 +53,13 @@ CALLS: dict[str, list[tuple[Make, tuple[int, ...]]]] = {
     "gelu_tanh_forward": [(inputs(1), ())],
     "gelu_tanh_backward": [(inputs(2), ())],
     "add_bias_gelu_tanh": [
-        (lambda rng, shape, size: (x := rows(rng, shape, size), numbers(rng, x.shape[1:])), (0,)),
-        (lambda rng, shape, size: (rows(rng, shape, size), None), (0,)),
+        (lambda rng, shape, size: (x := rows(rng, shape, size), numbers(rng, x.shape[1:])), ()),
+        (lambda rng, shape, size: (rows(rng, shape, size), None), ()),
     ],
-    "gelu_tanh_bias_backward": [(lambda rng, shape, size: (rows(rng, shape, 1.0), rows(rng, shape, size)), (0,))],
+    "gelu_tanh_bias_backward": [
+        (lambda rng, s, size: (rows(rng, s, 1.0), x := rows(rng, s, size), numbers(rng, x.shape[1:])), (0,)),
+        (lambda rng, shape, size: (rows(rng, shape, 1.0), rows(rng, shape, size), None), (0,)),
+    ],
     "relu_forward": [(inputs(1), ())],
     "relu_backward": [(outputs(reference.relu_forward), ())],
     "sigmoid_forward": [(inputs(1), ())],

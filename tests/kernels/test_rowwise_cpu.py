@@ -85,6 +85,10 @@ CALLS: dict[str, list[tuple[Callable[[Draw], tuple[Any, ...]], tuple[int, ...]]]
         (lambda d: (d.x, d("C", 1), d("C", 2), 1e-5), ()),
         (lambda d: (d.x, None, None, 1e-3), ()),
     ],
+    "add_residual": [
+        (lambda d: (d.x, d("NC", 1), d("C", 2)), (0,)),
+        (lambda d: (d.x, d("NC", 1), None), (0,)),
+    ],
     "add_layer_norm": [
         (lambda d: (d.x, d("NC", 1), d("C", 2), d("C", 3), d("C", 4), 1e-5), (0,)),
         (lambda d: (d.x, d("NC", 1), None, None, None, 1e-3), (0,)),
@@ -205,6 +209,6 @@ def test_the_mean_of_large_numbers_that_differ_little() -> None:
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="reads the names of x86 instructions")
 def test_every_kernel_computes_on_whole_registers(tmp_path: Path) -> None:
     found = machine_code("rowwise", tmp_path)
-    assert len(found) == 13
+    assert len(found) == 14
     for name, (packed, called) in found.items():
         assert packed >= 1 and not called, name

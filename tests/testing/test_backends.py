@@ -72,13 +72,14 @@ def other_softmax_backward(dout: np.ndarray, out: np.ndarray) -> np.ndarray:
 def served_otherwise() -> Iterator[None]:
     """Softmax and attention with sums in another order."""
 
-    def forward(q: Any, k: Any, v: Any, bias: Any, problem: Any) -> Any:
-        out, lse = attention.forward(q[..., ::-1], k[..., ::-1], v[..., ::-1], bias, problem)
+    def forward(q: Any, k: Any, v: Any, bias: Any, out: Any, problem: Any) -> Any:
+        assert out is None
+        out, lse = attention.forward(q[..., ::-1], k[..., ::-1], v[..., ::-1], bias, None, problem)
         return np.ascontiguousarray(out[..., ::-1]), lse
 
-    def backward(dout: Any, dlse: Any, q: Any, k: Any, v: Any, bias: Any, out: Any, lse: Any, problem: Any) -> Any:
+    def backward(dout: Any, dlse: Any, q: Any, k: Any, v: Any, bias: Any, out: Any, lse: Any, *more: Any) -> Any:
         arrays = (x[..., ::-1] for x in (q, k, v))
-        g = attention.backward(dout[..., ::-1], dlse, *arrays, bias, out[..., ::-1], lse, problem)
+        g = attention.backward(dout[..., ::-1], dlse, *arrays, bias, out[..., ::-1], lse, *more)
         return g._replace(dq=g.dq[..., ::-1], dk=g.dk[..., ::-1], dv=g.dv[..., ::-1])
 
     others = {

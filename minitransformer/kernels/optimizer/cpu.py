@@ -1,14 +1,16 @@
 """Optimizer kernels in Numba: one pass over memory, where the reference makes one per operation in the cache.
 
 The same functions and the same arithmetic as in `reference.py`, element by element in the same order, so
-that every bit of an update is the same. Only `squared_norm` adds in another order, fixed too. Each runs on
-the calling thread. Arrays must be flat, contiguous and of one size and dtype: what else would be read or
-written beyond its end is refused by a `ShapeError`, another dtype by a `DTypeError`.
+that every bit of an update is the same. Only `squared_norm` adds in another order, fixed too. Large arrays are
+cut into parts for several threads, which changes no bit. Arrays must be flat, contiguous and of one size and
+dtype: what else would be read or written beyond its end is refused by a `ShapeError`, another dtype by a
+`DTypeError`.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,10 +19,13 @@ from numba import boolean, float64, void
 from minitransformer.errors import ShapeError
 from minitransformer.kernels.compiled import kernel
 from minitransformer.kernels.optimizer.reference import clip_factor
+from minitransformer.threads import split
 
 __all__ = ["adam_step", "adamw_step", "add_l1", "clip_", "clip_factor", "sgd_step", "squared_norm"]
 
 LANES = 256  # partial sums of the norm: enough for any vector unit, and few to add up
+_CHUNK = 1 << 16  # numbers whose squares are added up before all others: a multiple of LANES
+_SMALL = 1 << 17  # numbers that one thread has done before a second has begun
 
 # --- the kernels -----------------------------------------------------------------------------------------
 # Numbers come as float64 and are rounded to the dtype once, as NumPy rounds a Python number beside an array.
@@ -127,12 +132,15 @@ def sgd_step(
     With `velocity` None, data -= lr g. A first velocity of zeros gives torch's first step.
     """
     gradient = _checked("sgd_step", gradient, data if velocity is None else velocity, data)
-    for part, decays in _parts("sgd_step", data.size, num_decayed if weight_decay else 0):
+
+    def update(part: slice, decays: bool) -> None:
         if velocity is None:
             _sgd(data[part], gradient[part], float(weight_decay), decays, float(lr))
         else:
             d, g, v = data[part], gradient[part], velocity[part]
             _sgd_momentum(d, g, v, float(weight_decay), decays, float(momentum), float(lr))
+
+    _in_parts("sgd_step", data.size, num_decayed if weight_decay else 0, update)
 
 
 def adam_step(
@@ -152,9 +160,12 @@ def adam_step(
     """Adam on gradient + weight_decay data (Kingma and Ba 2015). `step` counts from 1."""
     gradient = _checked("adam_step", gradient, first, second, data)
     numbers = _adam_numbers(lr, beta1, beta2, eps, step)
-    for part, decays in _parts("adam_step", data.size, num_decayed if weight_decay else 0):
+
+    def update(part: slice, decays: bool) -> None:
         arrays = data[part], gradient[part], first[part], second[part]
         _adam(*arrays, 1.0, float(weight_decay), decays, *numbers)
+
+    _in_parts("adam_step", data.size, num_decayed if weight_decay else 0, update)
 
 
 def adamw_step(
@@ -174,16 +185,30 @@ def adamw_step(
     """data *= 1 - lr weight_decay, then Adam (Loshchilov and Hutter 2019). `step` counts from 1."""
     gradient = _checked("adamw_step", gradient, first, second, data)
     numbers = _adam_numbers(lr, beta1, beta2, eps, step)
-    for part, decays in _parts("adamw_step", data.size, num_decayed if weight_decay else 0):
+
+    def update(part: slice, decays: bool) -> None:
         arrays = data[part], gradient[part], first[part], second[part]
         _adam(*arrays, 1.0 - lr * weight_decay if decays else 1.0, 0.0, False, *numbers)
 
+    _in_parts("adamw_step", data.size, num_decayed if weight_decay else 0, update)
+
 
 def squared_norm(flat: np.ndarray) -> float:
-    """Sum of squares, in float64 whatever the dtype; the order of the additions is fixed by LANES alone."""
+    """Sum of squares, in float64 whatever the dtype, in an order that depends on the size alone."""
     flat = _checked("squared_norm", flat)
-    whole = flat.size - flat.size % LANES
-    return _squared_norm(flat[:whole].reshape(-1, LANES), flat[whole:], np.zeros(LANES))
+    sums = [0.0] * -(-flat.size // _CHUNK)
+
+    def add_up(first: int, last: int) -> None:
+        for chunk in range(first, last):
+            part = flat[chunk * _CHUNK : (chunk + 1) * _CHUNK]
+            whole = part.size - part.size % LANES
+            sums[chunk] = _squared_norm(part[:whole].reshape(-1, LANES), part[whole:], np.zeros(LANES))
+
+    if flat.size < _SMALL:
+        add_up(0, len(sums))
+    else:
+        split(len(sums), add_up)
+    return sum(sums)
 
 
 def clip_(gradient: np.ndarray, max_norm: float) -> float:
@@ -201,9 +226,12 @@ def clip_(gradient: np.ndarray, max_norm: float) -> float:
 def add_l1(gradient: np.ndarray, data: np.ndarray, l1: float, num_decayed: int) -> None:
     """gradient += l1 sign(data), the gradient of l1 |data|, over the first `num_decayed` elements."""
     data = _checked("add_l1", data, gradient)
-    for part, decays in _parts("add_l1", data.size, num_decayed):
+
+    def add(part: slice, decays: bool) -> None:
         if decays:
             _add_l1(gradient[part], data[part], float(l1))
+
+    _in_parts("add_l1", data.size, num_decayed, add)
 
 
 def _adam_numbers(lr: float, beta1: float, beta2: float, eps: float, step: int) -> tuple[float, ...]:
@@ -227,9 +255,18 @@ def _checked(op: str, read: np.ndarray, *written: np.ndarray) -> np.ndarray:
 _FIX = "Pass arrays like optimizer.flat.data"
 
 
-def _parts(op: str, size: int, num_decayed: int) -> list[tuple[slice, bool]]:
-    """The elements that decay and the others."""
+def _in_parts(op: str, size: int, num_decayed: int, update: Callable[[slice, bool], None]) -> None:
+    """Call update(part, whether it decays) for parts that are all numbers together, on several threads if many."""
     if not 0 <= num_decayed <= size:
         problem = f"num_decayed is {num_decayed}, expected a number from 0 to {size}"
         raise ShapeError(f"kernels.{op}", problem, "Pass optimizer.flat.num_decayed")
-    return [(slice(num_decayed), True), (slice(num_decayed, None), False)]
+
+    def run(first: int, last: int) -> None:
+        edge = min(max(num_decayed, first), last)
+        update(slice(first, edge), True)
+        update(slice(edge, last), False)
+
+    if size < _SMALL:
+        run(0, size)
+    else:
+        split(size, run)

@@ -34,6 +34,7 @@ from minitransformer.kernels.simd import lanes, load_up_to, store_up_to
 
 __all__ = [
     "add_layer_norm",
+    "add_residual",
     "column_sum",
     "cross_entropy_backward",
     "cross_entropy_forward",
@@ -48,6 +49,16 @@ __all__ = [
     "softmax_backward",
     "softmax_forward",
 ]
+
+
+@kernel(lambda T: void(T[:, ::1], T[:, ::1], T[::1]))
+def _add_residual(x: Any, delta: Any, bias: Any) -> None:
+    C = bias.size
+    for n in range(x.shape[0]):
+        for c in range(0, C, lanes(x)):
+            i, left = n * C + c, C - c
+            total = load_up_to(x, i, left) + load_up_to(delta, i, left)
+            store_up_to(x, i, left, total + load_up_to(bias, c, left))
 
 
 @kernel(lambda T: void(T[:, ::1], T[::1]))
@@ -77,6 +88,12 @@ def _embedding_backward(dout: Any, ids: Any, dweight: Any) -> None:
         for c in range(0, C, lanes(dout)):
             left = C - c
             store_up_to(dweight, row + c, left, load_up_to(dweight, row + c, left) + load_up_to(dout, start + c, left))
+
+
+@entrance(reference, "NC!", "NC", "C")
+def add_residual(x: np.ndarray, delta: np.ndarray, bias: np.ndarray | None) -> None:
+    """x += delta + bias, in place: rows (N, C) and a bias (C,)."""
+    _add_residual(x, delta, np.zeros(x.shape[1], x.dtype) if bias is None else bias)
 
 
 @entrance(reference, "NC")

@@ -149,6 +149,13 @@ def cross_entropy_backward(
     return dlogits
 
 
+def add_residual(x: np.ndarray, delta: np.ndarray, bias: np.ndarray | None) -> None:
+    """x += delta + bias, in place: rows (N, C) and a bias (C,)."""
+    x += delta
+    if bias is not None:
+        x += bias
+
+
 def column_sum(x: np.ndarray) -> np.ndarray:
     """The sum of the rows, (C,): the gradient of a bias."""
     return x.sum(axis=0)
