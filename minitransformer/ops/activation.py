@@ -126,15 +126,20 @@ def swiglu_backward(dout: np.ndarray, saved: Gated) -> tuple[np.ndarray, np.ndar
     return saved.kernel.swiglu_backward(dout, saved.gate, saved.up)
 
 
-def as_rows(x: np.ndarray, axis: int = -1) -> np.ndarray:
-    """(N, C) contiguous, with `axis` moved last."""
-    x = np.ascontiguousarray(np.moveaxis(x, axis, -1))
+def as_rows(x: np.ndarray, axis: int) -> np.ndarray:
+    """(N, C) contiguous, with `axis`, from 0 on, moved last."""
+    x = np.ascontiguousarray(_moved(x, axis, x.ndim - 1))
     return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
 def _back(rows: np.ndarray, shape: tuple[int, ...], axis: int) -> np.ndarray:
     """The inverse of `as_rows`, `shape` being the one with the axis last."""
-    return np.ascontiguousarray(np.moveaxis(rows.reshape(shape), -1, axis))
+    return np.ascontiguousarray(_moved(rows.reshape(shape), len(shape) - 1, axis))
+
+
+def _moved(x: np.ndarray, source: int, destination: int) -> np.ndarray:
+    """`np.moveaxis`, which takes as long as a small softmax to find that there is nothing to move."""
+    return x if source == destination else np.moveaxis(x, source, destination)
 
 
 def softmax_forward(x: np.ndarray, *, dim: int = -1) -> tuple[np.ndarray, Softmax]:
@@ -142,7 +147,7 @@ def softmax_forward(x: np.ndarray, *, dim: int = -1) -> tuple[np.ndarray, Softma
     axis = check_axis("softmax", dim, x.ndim)
     kernel = kernels.serve("rowwise", x)
     out = kernel.softmax_forward(as_rows(x, axis))
-    shape = np.moveaxis(x, axis, -1).shape
+    shape = _moved(x, axis, x.ndim - 1).shape
     return _back(out, shape, axis), Softmax(out, shape, axis, kernel)
 
 
@@ -156,7 +161,7 @@ def log_softmax_forward(x: np.ndarray, *, dim: int = -1) -> tuple[np.ndarray, So
     axis = check_axis("log_softmax", dim, x.ndim)
     kernel = kernels.serve("rowwise", x)
     out = kernel.log_softmax_forward(as_rows(x, axis))
-    shape = np.moveaxis(x, axis, -1).shape
+    shape = _moved(x, axis, x.ndim - 1).shape
     return _back(out, shape, axis), Softmax(out, shape, axis, kernel)
 
 

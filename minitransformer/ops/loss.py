@@ -92,7 +92,7 @@ def cross_entropy_forward(
         raise ConfigError("cross_entropy", problem, "Pass a class id, or -100 to ignore none")
     vocab_size = logits.shape[-1]
     valid = check_targets("cross_entropy", "target", targets, vocab_size, ignore_index)
-    rows, flat, valid = as_rows(logits), targets.reshape(-1), valid.reshape(-1)
+    rows, flat, valid = as_rows(logits, logits.ndim - 1), targets.reshape(-1), valid.reshape(-1)
     kernel = kernels.serve("rowwise", logits)
     losses, lse = kernel.cross_entropy_forward(rows, flat, valid, label_smoothing)
     scale = {"none": None, "sum": 1.0, "mean": 1 / max(int(valid.sum()), 1)}[reduction]

@@ -65,10 +65,11 @@ def erf(x: np.ndarray) -> np.ndarray:
     z = y[middle]
     out[middle] = sign[middle] * (1 - np.exp(-z * z) * _ratio(_ERFC_P, _ERFC_Q, z))
     far = (size > 4) & (size <= 6)
-    z = y[far]
-    square = 1 / (z * z)
-    tail = (1 / math.sqrt(math.pi) - square * _ratio(_TAIL_P, _TAIL_Q, square)) / z
-    out[far] = sign[far] * (1 - np.exp(-z * z) * tail)
+    if far.any():  # rare
+        z = y[far]
+        square = 1 / (z * z)
+        tail = (1 / math.sqrt(math.pi) - square * _ratio(_TAIL_P, _TAIL_Q, square)) / z
+        out[far] = sign[far] * (1 - np.exp(-z * z) * tail)
     return out
 
 
