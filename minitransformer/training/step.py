@@ -23,7 +23,7 @@ from minitransformer.kernels import serve
 from minitransformer.memory import keep_freed_memory
 from minitransformer.models.base import Model
 from minitransformer.optim import SGD, Adam, AdamW, Optimizer
-from minitransformer.threads import Workers
+from minitransformer.threads import Workers, split
 from minitransformer.training.config import TrainConfig
 from minitransformer.training.failure import LOWER_RATE, failure
 
@@ -72,8 +72,7 @@ class TrainStep:
         self.model, self.optimizer, self.config, self.workers = model, optimizer, config, workers
         self.schedule = config.learning_rate_schedule()
         keep_freed_memory()
-        self.gradient = np.empty_like(optimizer.flat.data)
-        self._views = optimizer.flat.views(self.gradient)
+        self.gradient = np.zeros_like(optimizer.flat.data)  # of the last step, in the order of the flat buffer
         self._kwargs = {"label_smoothing": config.label_smoothing} if config.label_smoothing else {}
 
     def __call__(self, batches: Sequence[Batch], step: int) -> StepResult:
@@ -105,14 +104,13 @@ class TrainStep:
         """Fill `gradient` with that of the mean loss over all targets of all batches; returns that loss."""
         shards = self._shards(batches)
         loss = 0.0
-        for index, (share, gradients) in enumerate(self.workers.run(partial(self._run, s, step) for s in shards)):
+        for index, (share, gradient) in enumerate(self.workers.run(partial(self._run, s, step) for s in shards)):
             loss += share
-            for view, g in zip(self._views, gradients, strict=True):
-                if index == 0:
-                    np.copyto(view, g)
-                else:
-                    np.add(view, g, out=view)
-            del gradients
+            if index == 0:
+                self.gradient = gradient
+            else:
+                _add(self.gradient, gradient)
+            del gradient
         return loss
 
     def gradient_error(self, batches: Sequence[Batch], step: int) -> float:
@@ -134,11 +132,12 @@ class TrainStep:
             first += len(next(iter(batch.values())))
         return shards
 
-    def _run(self, shard: Shard, step: int) -> tuple[float, list[np.ndarray]]:
-        """This shard's part of the mean loss and of its gradient."""
+    def _run(self, shard: Shard, step: int) -> tuple[float, np.ndarray]:
+        """This shard's part of the mean loss and of its gradient, flat."""
         with random.scope(self.config.seed, step, shard.first_row):
             loss = self._loss(shard)
-            return loss.item() * shard.weight, grad(loss, self.optimizer.flat.params, gradient=shard.weight)
+            gradients = grad(loss, self.optimizer.flat.params, gradient=shard.weight)
+        return loss.item() * shard.weight, np.concatenate([g.reshape(-1) for g in gradients])
 
     def _loss(self, shard: Shard) -> Tensor:
         return self.model(**shard.rows, **self._kwargs).loss
@@ -172,6 +171,11 @@ class TrainStep:
             if not np.isfinite(view).all():
                 return names[id(parameter)]
         return None
+
+
+def _add(total: np.ndarray, more: np.ndarray) -> None:
+    """total += more, on all threads: memory is what that waits for."""
+    split(total.size, lambda first, last: np.add(total[first:last], more[first:last], out=total[first:last]))
 
 
 def evaluate(model: Model, batches: Iterable[Batch], workers: Workers) -> float:

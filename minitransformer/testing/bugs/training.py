@@ -45,13 +45,11 @@ def accumulation_averages_means(right: Any, self: Any, batches: Any) -> Any:
 def clipped_before_accumulation_ends(right: Any, self: Any, batches: Any, step: int) -> float:
     kernel = serve("optimizer", self.gradient)
     loss, total = 0.0, np.zeros_like(self.gradient)
-    for share, gradients in self.workers.run(partial(self._run, shard, step) for shard in self._shards(batches)):
+    for share, gradient in self.workers.run(partial(self._run, shard, step) for shard in self._shards(batches)):
         loss += share
-        for view, g in zip(self._views, gradients, strict=True):
-            np.copyto(view, g)
-        kernel.clip_(self.gradient, self.config.grad_clip or np.inf)
-        total += self.gradient
-    np.copyto(self.gradient, total)
+        kernel.clip_(gradient, self.config.grad_clip or np.inf)
+        total += gradient
+    self.gradient = total
     return loss
 
 
