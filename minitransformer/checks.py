@@ -20,6 +20,8 @@ from minitransformer.memory import total_memory
 
 A = TypeVar("A")
 
+_SMALL = 1 << 20  # bytes that every machine has: to ask for its memory takes longer than to fill them
+
 
 def shown(value: Any) -> str:
     """`value` as a message shows it: `repr`, but short."""
@@ -108,6 +110,8 @@ def allocate(op: str, what: str, shape: Sequence[int], dtype: npt.DTypeLike, mak
     later; and without asking, where even the promise is refused.
     """
     size = math.prod(int(n) for n in shape) * np.dtype(dtype).itemsize
+    if size < _SMALL:
+        return make()
     most = total_memory()
     if (most is None or size <= most) and size < 2**63:
         try:

@@ -218,9 +218,9 @@ def test_integers_become_float32_not_float16() -> None:
 
 
 def test_more_than_the_machine_has_is_refused_before_anything_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checks, "total_memory", lambda: 1000)
+    monkeypatch.setattr(checks, "total_memory", lambda: 2 << 20)
     made: list[int] = []
-    for size, fits in ((250, True), (251, False)):
+    for size, fits in ((1 << 19, True), ((1 << 19) + 1, False)):
         with pytest.raises(AllocationError) if not fits else pytest.MonkeyPatch.context():
             checks.allocate("test", "an array", (size,), np.float32, lambda: made.append(1))
     assert made == [1]
@@ -231,9 +231,9 @@ def test_what_the_system_refuses_to_give_is_said_by_size(monkeypatch: pytest.Mon
         raise MemoryError
 
     monkeypatch.setattr(checks, "total_memory", lambda: None)
-    message = re.escape("test: an array of shape (3, 5) float64 needs 120 bytes, there is not so much. Choose smaller ")
+    message = re.escape("test: an array of shape (3, 65536) float64 needs 1.5 MiB, there is not so much. Choose ")
     with pytest.raises(AllocationError, match=message):
-        checks.allocate("test", "an array", (3, 5), np.float64, refuse)
+        checks.allocate("test", "an array", (3, 1 << 16), np.float64, refuse)
 
 
 @pytest.mark.parametrize(
