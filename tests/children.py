@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,20 @@ def python(program: str, **environment: str) -> str:
 
 
 def command(*argv: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    """`minitransformer ...`, with its status and what it printed; `options` are those of `subprocess.run`."""
-    defaults: dict[str, Any] = {"env": ENVIRONMENT, "stdin": subprocess.DEVNULL, "encoding": "utf-8", "check": False}
+    """`minitransformer ...`, with its status and what it printed; `options` are those of `subprocess.Popen`."""
+    (ended,) = commands(argv, **options)
+    return ended
+
+
+def commands(*argvs: Sequence[str], **options: Any) -> list[subprocess.CompletedProcess[str]]:
+    """Several at the same time, none of which may wait for another."""
+    defaults: dict[str, Any] = {"env": ENVIRONMENT, "stdin": subprocess.DEVNULL, "encoding": "utf-8"}
     streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.run([sys.executable, "-m", "minitransformer", *argv], **(defaults | streams | options))
+    with ExitStack() as stack:
+        started = []
+        for argv in argvs:
+            command = [sys.executable, "-m", "minitransformer", *argv]
+            started.append(stack.enter_context(subprocess.Popen(command, **(defaults | streams | options))))
+            stack.callback(started[-1].kill)  # one that hangs does not outlive the test
+        said = [process.communicate(timeout=120) for process in started]
+    return [subprocess.CompletedProcess(p.args, p.returncode, *s) for p, s in zip(started, said, strict=True)]

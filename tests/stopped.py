@@ -12,11 +12,12 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import pytest
 from tiny import dataset, fresh_gpt, train_config
 
 import minitransformer as mt
 from minitransformer.checkpoint import RunFolder
-from minitransformer.cli import main
+from minitransformer.cli import main, verbs
 from minitransformer.files import is_there
 from minitransformer.training import Callback, TrainResult
 
@@ -94,8 +95,12 @@ def train_arguments(text: Path, run: Path) -> list[str]:
 
 
 def cli(*arguments: str) -> tuple[int, str, str]:
-    """Exit status, stdout and stderr of a command in this process, which has everything imported."""
-    with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err:
+    """Exit status, stdout and stderr of a command in this process, which has everything imported.
+
+    A training ends with a sample of 3 tokens: what is compared is the longer one of `outcome`.
+    """
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err:
+        patch.setitem(verbs._SAMPLE, "max_new_tokens", 3)
         return copy_context().run(main, arguments), out.getvalue(), err.getvalue()
 
 

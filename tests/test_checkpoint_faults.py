@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +23,12 @@ def contents(run: RunFolder, which: Any) -> tuple[int, dict[str, bytes]]:
 
 
 FAULTS = ["kill", "enospc", "full", *LOSSES]
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is synced is told by `Disk`; the disk below it loses no power."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
 def crashes(template: Path, scratch: Path, fault: str, act: Callable[[Path], None]) -> Iterator[Path]:

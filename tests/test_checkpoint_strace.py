@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -74,10 +75,17 @@ def test_a_fault_at_any_system_call_can_be_resumed_to_the_bit(number: int, whole
     trace = [call for call in whole.trace if call.changes]
     assert len(trace) > 200
     plans = random.Random(SEED).sample([(call, fault) for call in trace for fault in FAULTS], number)
+
+    def struck(index: int) -> subprocess.CompletedProcess[str]:
+        call, fault = plans[index]
+        inject = ("-e", f"inject={call.name}:{fault}:when={call.nth}")
+        return traced(train_arguments(whole.text, tmp_path / str(index)), tmp_path / f"{index}.log", *inject)
+
+    with ThreadPoolExecutor(2) as pool:
+        all_ended = list(pool.map(struck, range(number)))
     counts: Counter[str] = Counter()
-    for index, (call, fault) in enumerate(plans):
+    for index, ((call, fault), ended) in enumerate(zip(plans, all_ended, strict=True)):
         run, log = tmp_path / str(index), tmp_path / f"{index}.log"
-        ended = traced(train_arguments(whole.text, run), log, "-e", f"inject={call.name}:{fault}:when={call.nth}")
         last = calls(log)[-1] if "SIGKILL" in fault else next(c for c in calls(log) if "(INJECTED)" in c.text)
         hit = (last.name, last.nth) == (call.name, call.nth) and under(last, run)
         counts[f"{fault.partition('=')[2]}{'' if hit else ' elsewhere'}"] += 1
@@ -98,16 +106,23 @@ def test_a_fault_at_any_system_call_can_be_resumed_to_the_bit(number: int, whole
 
 def test_a_full_disk_behind_the_messages_leaves_a_run_to_resume(whole: Whole, tmp_path: Path) -> None:
     """As with `2> said` on that disk: before the run is made, in the middle, and after its end."""
-    for nth in (1, 9, 17):  # stderr is not buffered: text and newline are two writes
-        run, said = tmp_path / f"{nth}", tmp_path / f"{nth}.txt"
+    refusal = "minitransformer: output: cannot be written: No space left on device. Check where it goes."
+
+    def status(nth: int) -> int:
+        said = tmp_path / f"{nth}.txt"
         full = ["-P", str(said), "-e", f"inject=write:error=ENOSPC:when={nth}"]  # counts the writes to that path
+        arguments = train_arguments(whole.text, tmp_path / f"{nth}")
         with said.open("w") as file:
-            ended = traced(train_arguments(whole.text, run), tmp_path / "log", *full, messages=file.fileno())
-        refusal = "minitransformer: output: cannot be written: No space left on device. Check where it goes."
-        written = said.read_text(encoding="utf-8").splitlines()
-        assert (ended.returncode, written[nth // 2 :]) == (2, [refusal])
-        assert go_on(run, whole.text) == 0
-        assert outcome(run) == whole.outcome
+            return traced(arguments, tmp_path / f"{nth}.log", *full, messages=file.fileno()).returncode
+
+    times = (1, 9, 17)  # stderr is not buffered: text and newline are two writes
+    with ThreadPoolExecutor(2) as pool:
+        statuses = list(pool.map(status, times))
+    assert statuses == [2, 2, 2]
+    for nth in times:
+        assert (tmp_path / f"{nth}.txt").read_text(encoding="utf-8").splitlines()[nth // 2 :] == [refusal]
+        assert go_on(tmp_path / f"{nth}", whole.text) == 0
+        assert outcome(tmp_path / f"{nth}") == whole.outcome
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 import minitransformer as mt
-from minitransformer.cli import main
+from minitransformer.cli import main, verbs
 
 ROOT = Path(mt.__file__).parent.parent
 POEM = "春眠不觉晓，处处闻啼鸟。夜来风雨声，花落知多少。\n"
@@ -46,7 +46,9 @@ def train(*argv: str) -> int:
 @pytest.fixture
 def run(folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
     """A finished run of 6 steps."""
-    assert train("--out-dir", "run") == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(verbs._SAMPLE, "max_new_tokens", 3)
+        assert train("--out-dir", "run") == 0
     capsys.readouterr()
     return "run"
 

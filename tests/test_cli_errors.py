@@ -54,7 +54,9 @@ def refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> Refused:
 @pytest.fixture
 def run(folder: Path) -> str:
     """A finished run of 3 steps."""
-    assert copy_context().run(main, shlex.split(TRAIN + "--out-dir run")) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(verbs._SAMPLE, "max_new_tokens", 3)
+        assert copy_context().run(main, shlex.split(TRAIN + "--out-dir run")) == 0
     return "run"
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import shutil
+import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from children import ENVIRONMENT, command
+from children import ENVIRONMENT, command, commands
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX: special files, permissions and descriptors")
 
@@ -64,23 +66,26 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else b"" for path in folder.rglob("*")}
 
 
-def says(*argv: str, **options: Any) -> str:
-    """The error of a command that is refused: one line in the form of all errors, and nothing on stdout."""
-    ended = command(*argv, timeout=60, **options)
-    assert ended.returncode == 2, ended
-    assert not ended.stdout
-    *information, line = ended.stderr.splitlines()
-    assert not any("Traceback" in text or text.startswith("minitransformer: ") for text in information), ended.stderr
+def says(status: int, out: str, err: str) -> str:
+    """The error of a command that was refused: one line in the form of all errors, and nothing on stdout."""
+    assert (status, out) == (2, ""), err
+    *information, line = err.splitlines()
+    assert not any("Traceback" in text or text.startswith("minitransformer: ") for text in information), err
     assert len(line.split(": ", 2)) == 3, line
     assert line[-1] in ".?!"
     return line.removeprefix("minitransformer: ")
 
 
-def refused(*argv: str, error: str, **options: Any) -> None:
-    """No file is changed either."""
+def all_refused(errors: dict[tuple[str, ...], str], **options: Any) -> None:
+    """Each of these commands, by how its error begins; no file is changed either."""
     before = contents(Path.cwd())
-    assert says(*argv, **options).startswith(error)
+    for ended, error in zip(commands(*errors, **options), errors.values(), strict=True):
+        assert says(ended.returncode, ended.stdout or "", ended.stderr).startswith(error), ended
     assert contents(Path.cwd()) == before
+
+
+def refused(*argv: str, error: str, **options: Any) -> None:
+    all_refused({argv: error}, **options)
 
 
 # --- files that are no texts -----------------------------------------------------------------------------
@@ -96,19 +101,22 @@ def test_what_is_no_file_is_not_read(folder: Path) -> None:
     Path("folder/device.txt").symlink_to("/dev/zero")
     Path("folder/itself").symlink_to(".")
     Path("folder/loop.txt").symlink_to("loop.txt")
-    for path in ("pipe", "device", "to a pipe", "/dev/zero", "/dev/null", "/dev/stdin"):
-        refused("train", "--data", path, error=f"corpus '{path}': is neither a file nor a folder. ")
-    refused("train", "--data", "folder", error="corpus 'folder': the folder holds no .txt, ")
+    odd = ("pipe", "device", "to a pipe", "/dev/zero", "/dev/null", "/dev/stdin")
+    errors = {path: f"corpus '{path}': is neither a file nor a folder. " for path in odd}
+    errors["folder"] = "corpus 'folder': the folder holds no .txt, "
+    all_refused({("train", "--data", path): error for path, error in errors.items()})
     shutil.copy("text.txt", "folder")
     assert command("train", "--data", "folder", *TRAIN).returncode == 0
 
 
-@pytest.mark.parametrize("name", ["run.json", "last.json", "model.safetensors", "tokenizer.json", "manifest.json"])
-def test_a_pipe_in_the_place_of_a_file_of_a_run(run: str, name: str) -> None:
-    file = next(Path(run).rglob(name))
-    file.unlink()
-    os.mkfifo(file)
-    refused("resume", run, "--max-steps", "3", error="")
+def test_a_pipe_in_the_place_of_a_file_of_a_run(run: str) -> None:
+    names = ("run.json", "last.json", "model.safetensors", "tokenizer.json", "manifest.json")
+    for name in names:
+        shutil.copytree(run, name)
+        file = next(path for path in Path(name).rglob(name))
+        file.unlink()
+        os.mkfifo(file)
+    all_refused({("resume", name, "--max-steps", "3"): "" for name in names})
 
 
 # --- streams ---------------------------------------------------------------------------------------------
@@ -126,16 +134,15 @@ def closed(*numbers: int) -> Any:
 def test_closed_streams(run: str, numbers: tuple[int, ...]) -> None:
     """The work is done, nothing meant for one stream comes out of another or in a file."""
     before = contents(Path(run))
-    ended = command("eval", run, preexec_fn=closed(*numbers))
-    assert ended.returncode == 0
-    assert ended.stdout.startswith("loss ") is (1 not in numbers)
-    assert ended.stderr.startswith("run/checkpoints/") is (2 not in numbers)
+    training = ("train", "--data", "text.txt", *TRAIN, "--out-dir", "other")
+    evaluated, trained, refused = commands(("eval", run), training, ("nonsense",), preexec_fn=closed(*numbers))
+    assert evaluated.returncode == 0
+    assert evaluated.stdout.startswith("loss ") is (1 not in numbers)
+    assert evaluated.stderr.startswith("run/checkpoints/") is (2 not in numbers)
     assert contents(Path(run)) == before
-    ended = command("train", "--data", "text.txt", *TRAIN, "--out-dir", "other", preexec_fn=closed(*numbers))
-    assert ended.returncode == 0
+    assert trained.returncode == 0
     assert contents(Path("other")).keys() == before.keys()
-    ended = command("nonsense", preexec_fn=closed(*numbers))
-    assert (ended.returncode, ended.stdout) == (2, "")
+    assert (refused.returncode, refused.stdout) == (2, "")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux")
@@ -156,11 +163,10 @@ def test_full_stdout(run: str, argv: str, unbuffered: str) -> None:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux")
 def test_full_stderr(run: str) -> None:
     with Path("/dev/full").open("w") as full:
-        ended = command("nonsense", stderr=full)
-        assert (ended.returncode, ended.stdout) == (2, "")
-        ended = command("generate", run, stderr=full)
-        assert ended.returncode == 0
-        assert ended.stdout
+        refused, generated = commands(("nonsense",), ("generate", run), stderr=full)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert generated.returncode == 0
+    assert generated.stdout
 
 
 # --- surroundings ----------------------------------------------------------------------------------------
@@ -229,12 +235,43 @@ def bound_by_permissions() -> None:
                 raise OSError(ctypes.get_errno(), "prctl")
 
 
-def forbidden(path: str, mode: int, *argv: str, error: str) -> None:
-    before, rights = contents(Path.cwd()), Path(path).stat().st_mode
+# Each command with the mode of one path changed for as long as it runs.
+FORBIDDEN = """
+import json, sys
+from contextlib import redirect_stderr, redirect_stdout
+from contextvars import copy_context
+from io import StringIO
+from pathlib import Path
+from minitransformer.cli import main
+
+said = []
+for path, mode, argv in json.load(sys.stdin):
+    rights = Path(path).stat().st_mode
     Path(path).chmod(mode)
-    said = says(*argv, preexec_fn=bound_by_permissions)
+    with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err:
+        status = copy_context().run(main, argv)
     Path(path).chmod(rights)
-    assert said.startswith(error)
+    said.append([status, out.getvalue(), err.getvalue()])
+json.dump(said, sys.stdout)
+"""
+
+
+def forbidden(*cases: tuple[str, int, Sequence[str], str]) -> None:
+    """Path, mode, command and how its error begins; all in one process, which gives up its privilege for good."""
+    before = contents(Path.cwd())
+    program = [sys.executable, "-c", FORBIDDEN]
+    child = subprocess.run(
+        program,
+        input=json.dumps([case[:3] for case in cases]),
+        env=ENVIRONMENT,
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+        preexec_fn=bound_by_permissions,
+    )
+    assert child.returncode == 0, child.stderr
+    for said, (path, *_, error) in zip(json.loads(child.stdout), cases, strict=True):
+        assert says(*said).startswith(error), (path, said)
     assert contents(Path.cwd()) == before
 
 
@@ -245,28 +282,27 @@ def test_without_permission(run: str) -> None:
     Path("closed").mkdir()
     shutil.copy("text.txt", "closed")
     train = ("train", *TRAIN, "--data")
-    forbidden("text.txt", 0o000, *train, "text.txt", error="corpus '")
-    for place in ("closed", "closed/text.txt"):
-        forbidden("closed", 0o000, *train, place, error=f"corpus '{place}': cannot be read: Permission denied. ")
-    forbidden("closed", 0o500, *train, "text.txt", "--out-dir", "closed/run", error="files: closed/run could not be ")
-    forbidden("closed", 0o000, *train, "text.txt", "--out-dir", "closed/run", error="files: ")
-    forbidden(".", 0o500, *train, "text.txt", error="files: runs/text.txt-1 could not be written (Permission denied)")
-    Path("runs").mkdir()
-    forbidden("runs", 0o000, *train, "text.txt", error="files: ")
-    for file in (
-        "run/run.json",
-        *map(str, Path(run).rglob("manifest.json")),
-        *map(str, Path(run).rglob("config.json")),
-    ):
-        forbidden(file, 0o000, "resume", run, "--max-steps", "3", error="files: ")
-    forbidden("run", 0o000, "generate", run, error="")
-    forbidden("run/checkpoints", 0o000, "generate", run, error="")
+    within = (*train, "text.txt", "--out-dir", "closed/run")
     forbidden(
-        "run/metrics.jsonl",
-        0o400,
-        "resume",
-        run,
-        "--max-steps",
-        "3",
-        error="files: run/metrics.jsonl could not be written",
+        ("text.txt", 0o000, (*train, "text.txt"), "corpus '"),
+        *(
+            ("closed", 0o000, (*train, place), f"corpus '{place}': cannot be read: Permission denied. ")
+            for place in ("closed", "closed/text.txt")
+        ),
+        ("closed", 0o500, within, "files: closed/run could not be "),
+        ("closed", 0o000, within, "files: "),
+        (".", 0o500, (*train, "text.txt"), "files: runs/text.txt-1 could not be written (Permission denied)"),
+    )
+    Path("runs").mkdir()
+    longer = ("resume", run, "--max-steps", "3")
+    files = (
+        "run/run.json",
+        *(str(path) for name in ("manifest", "config") for path in Path(run).rglob(f"{name}.json")),
+    )
+    forbidden(
+        ("runs", 0o000, (*train, "text.txt"), "files: "),
+        *((file, 0o000, longer, "files: ") for file in files),
+        ("run", 0o000, ("generate", run), ""),
+        ("run/checkpoints", 0o000, ("generate", run), ""),
+        ("run/metrics.jsonl", 0o400, longer, "files: run/metrics.jsonl could not be written"),
     )
