@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from minitransformer import functional as F
 from minitransformer import kernels
+from minitransformer.errors import ShapeError
 from minitransformer.kernels.attention import cpu, reference
 from minitransformer.kernels.attention.problem import Problem
 from minitransformer.ops.attention import attention_forward
@@ -66,6 +67,44 @@ def test_drawn_problems_by_the_2x_rule(problem: AttentionProblem) -> None:
     arrays = problem.q, problem.k, problem.v
     report = check_backends(F.scaled_dot_product_attention, *arrays, *mask, need_lse=True, **options)
     assert {c.implementation for c in report.comparisons} == {"cpu"}
+
+
+def heads_of(rows: np.ndarray, first: int, count: int) -> np.ndarray:
+    """Heads (B, count, T, D) of an array (B, T, heads, D), as a view."""
+    return rows[:, :, first : first + count].transpose(0, 2, 1, 3)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("D", [1, 5, 16, 33])
+@pytest.mark.parametrize("step", [1, -1])
+def test_heads_that_are_parts_of_a_wider_array(step: int, D: int, dtype: Any) -> None:
+    """Read and written where they lie, with the bits of arrays of their own, and nothing beside them is touched."""
+    B, H, K, T = 2, 4, 2, 35
+    packed = normal(B, T, H + 2 * K, D, dtype=dtype)[:, ::step]
+    q, k, v = heads_of(packed, 0, H), heads_of(packed, H, K), heads_of(packed, H + K, K)
+    problem = Problem(D**-0.5, ZERO, causal=True)
+    merged = np.full((B, T, H + 1, D), 7, dtype)[:, ::step]
+    dpacked = np.full((B, T, H + 2 * K + 1, D), 7, dtype)[:, ::step]
+    dout, dlse = heads_of(normal(B, T, H, D, seed=1, dtype=dtype)[:, ::step], 0, H), normal(B, H, T, dtype=dtype)
+    out, lse = cpu.forward(q, k, v, None, heads_of(merged, 0, H), problem)
+    assert out.base is not None and np.shares_memory(out, merged)
+    targets = heads_of(dpacked, 0, H), heads_of(dpacked, H, K), heads_of(dpacked, H + K, K)
+    found = cpu.backward(dout, dlse, q, k, v, None, out, lse, *targets, problem)
+    own = tuple(np.ascontiguousarray(x) for x in (dout, dlse, q, k, v))
+    for a, b in zip(both(cpu, own, None, problem), [out, lse, found.dq, found.dk, found.dv], strict=True):
+        assert a.tobytes() == b.tobytes()
+    for target, gradient in zip(targets, found, strict=False):
+        assert np.shares_memory(target, gradient)
+    assert (merged[:, :, H:] == 7).all() and (dpacked[:, :, H + 2 * K :] == 7).all()
+
+
+def test_an_array_to_write_to_must_be_writable_rows() -> None:
+    q, k, v = (normal(1, 2, 3, 4, seed=n) for n in range(3))
+    locked = np.empty((1, 2, 3, 4))
+    locked.flags.writeable = False
+    for out in (locked, np.empty((1, 2, 4, 3)).swapaxes(2, 3), np.empty((1, 2, 3, 5))):
+        with pytest.raises(ShapeError, match=r"^kernels\.forward: got arrays|^kernels\.forward: an array to write to"):
+            cpu.forward(q, k, v, None, out, Problem(1.0, ZERO))
 
 
 # B, H, K, T, S, D, E: below, at and above lanes, tiles and blocks of either dtype, and other odd ones.
