@@ -12,6 +12,7 @@ MODELS: Stage = ["tests/nn", "tests/models/test_gpt.py", "tests/models/test_gene
 PEERS: Stage = ["tests/peers/test_ops_torch.py", "tests/peers/test_attention_torch.py"]
 COMPILED_ROWS: Stage = ["tests/kernels/test_rowwise_cpu.py", "tests/kernels/test_pointwise_cpu.py"]
 COMPILED_ATTENTION: Stage = ["tests/kernels/test_attention_cpu.py"]
+USERS_FUNCTIONS: Stage = ["tests/kernels/test_attention_mods.py"]
 OPTIMIZERS: list[Stage] = [
     [
         "tests/kernels/test_optimizer.py",
@@ -56,7 +57,11 @@ STAGES: dict[str, list[Stage]] = {
     },
     **{
         f"kernels/attention/{name}.py": [COMPILED_ATTENTION, of_ops("attention"), MODELS]
-        for name in ("backward", "cpu", "forward", "rules", "tiles")
+        for name in ("backward", "cpu", "forward", "layout", "rules", "tiles")
+    },
+    **{
+        f"kernels/attention/{name}.py": [USERS_FUNCTIONS, COMPILED_ATTENTION]
+        for name in ("tile_rules", "user_code", "user_math", "user_source")
     },
     **{
         f"kernels/decode/{name}.py": [["tests/kernels/test_decode.py"], MODELS] for name in ("cpu", "reference", "step")
@@ -71,6 +76,7 @@ STAGES: dict[str, list[Stage]] = {
     },
     "kernels/attention/mods.py": [
         ["tests/kernels/test_mods.py"],
+        USERS_FUNCTIONS,
         of_ops("attention"),
         ["tests/ops/test_ops_attention.py"],
     ],

@@ -55,7 +55,7 @@ def stages_of(file: str, mutant: Mutant) -> list[Stage]:
 # No numbers are made there: they keep compiled kernels on disk, or refuse arrays, and have tests of their own.
 NO_NUMBERS = {"kernels/compiled.py", "kernels/store.py", "kernels/entrance.py"}
 # How many elements are looked at together, in any number of which the sum is the same to rounding.
-SPEED = frozenset({"CHUNK", "LANES"})
+SPEED = frozenset({"CHUNK", "LANES", "_CHUNK", "_SMALL"})
 
 # Plugins that the parent has imported stay as they are.
 UNREWRITTEN = ("-W", "ignore::pytest.PytestAssertRewriteWarning")

@@ -17,16 +17,14 @@ import numpy as np
 from numba import float64, int64, none, void
 
 from minitransformer.kernels.attention.layout import BACKWARD_LAYOUTS, row_of
-from minitransformer.kernels.attention.rules import (
-    REACH,
-    SIZES,
-    Sizes,
+from minitransformer.kernels.attention.rules import REACH, SIZES, Sizes, rules_type
+from minitransformer.kernels.attention.tile_rules import (
     change_scores,
     cut,
     draw_factors,
     fill_spans,
     keep_dbias,
-    rules_type,
+    masked_part,
     span_together,
 )
 from minitransformer.kernels.attention.tiles import first_line, from_lanes, product, routine, to_lanes
@@ -51,7 +49,7 @@ KEYS = 64  # of a block: its scores and their gradients stay in the first cache
 def scratch_size(sizes: Sizes, lanes: int) -> int:
     """How many numbers of scratch memory `differentiate` needs."""
     D, E = (-(-n // lanes) * lanes for n in (sizes.D, sizes.E))
-    tile = 6 + 4 * KEYS + 3 * (sizes.D + sizes.E + 2 * lanes)
+    tile = 6 + 5 * KEYS + 3 * (sizes.D + sizes.E + 2 * lanes)
     return tile * 2 * lanes + 2 * lanes * (D + E) + sizes.S * (D + E)
 
 
@@ -116,7 +114,8 @@ def differentiate(
     ds = s + KEYS * W
     slope = ds + KEYS * W
     f = slope + KEYS * W
-    qt = f + KEYS * W
+    x = f + KEYS * W
+    qt = x + KEYS * W
     gt = qt + D_wide * W
     dqt = gt + E_wide * W
     q_rows = dqt + D_wide * W
@@ -156,12 +155,17 @@ def differentiate(
                     w[delta + n] = same - dlse[query + n]
                     # Without any key -inf: then all weights are exp(-inf - inf) = 0.
                     w[level + n] = lse[query + n] if lse[query + n] != -np.inf else T(np.inf)
-                for j in range(low, high, KEYS):
-                    keys = min(KEYS, high - j)
+                first = True
+                for block in range(low, high, KEYS):
+                    j, keys, masked = block, min(KEYS, high - block), False
+                    if rules is not None:
+                        j, keys, masked = masked_part(rules, b, h, t, queries, j, keys)
+                        if keys == 0:
+                            continue
                     product(k, row_of(at.k, b, kh, j), at.k.step, 1, w, qt, W, w, s, W, D, keys, registers, False)
                     product(v, row_of(at.v, b, kh, j), at.v.step, 1, w, gt, W, w, ds, W, E, keys, registers, False)
                     if rules is not None:
-                        change_scores(w, s, slope, True, rules, b, h, t, queries, j, keys)
+                        change_scores(w, s, slope, True, f, x, masked, rules, b, h, t, queries, j, keys)
                     if rules is not None and rules.dropout:
                         draw_factors(w, f, rules, sizes, b, h, t, queries, j, keys)
                     for r in range(registers):
@@ -181,13 +185,14 @@ def differentiate(
                     if rules is not None:
                         if rules.bias.size:
                             keep_dbias(w, ds, ones, dbias, sizes, b, h, t, queries, j, keys)
-                        if rules.softcap != 0:
+                        if rules.softcap != 0 or rules.score_mod != 0:
                             for n in range(ds, ds + keys * W, L):
                                 g = load(w, n)  # where it is 0 it stays so, whatever the slope of an infinite score
                                 steep = g * load(w, n + slope - ds)
                                 store(w, n, select_less(g, nothing, steep, select_less(nothing, g, steep, g)))
                     dk_j, dv_j = dk_rows + j * D_wide, dv_rows + j * E_wide
-                    product(k, row_of(at.k, b, kh, j), 1, at.k.step, w, ds, W, w, dqt, W, keys, D, registers, j > low)
+                    product(k, row_of(at.k, b, kh, j), 1, at.k.step, w, ds, W, w, dqt, W, keys, D, registers, not first)
+                    first = False
                     if D_wide > D:
                         product(w, ds, W, 1, w, q_rows, D_wide, w, dk_j, D_wide, queries, keys, D_wide // L, True)
                     else:
@@ -196,6 +201,8 @@ def differentiate(
                         product(w, s, W, 1, w, g_rows, E_wide, w, dv_j, E_wide, queries, keys, E_wide // L, True)
                     else:
                         product(w, s, W, 1, dout, g0, at.dout.step, w, dv_j, E, queries, keys, E // L, True)
+                if first:
+                    w[dqt : dqt + D * W] = 0
                 from_lanes(w, dqt, W, dq, dq0, at.dq.step, queries, D, w, scales)
         _unpad(w, dk_rows, D_wide, dk, row_of(at.dk, b, kh, 0), at.dk.step, S, D, T(scale))
         _unpad(w, dv_rows, E_wide, dv, row_of(at.dv, b, kh, 0), at.dv.step, S, E, T(1))

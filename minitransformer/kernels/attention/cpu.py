@@ -1,7 +1,7 @@
 """Attention in Numba: see `forward.py` and `backward.py`. The same functions as `reference.py`.
 
 The arrays T x S of scores and weights are never made, except where they are what is asked for (`weights_forward`,
-`weights_backward`). A call with a `score_mod` is served by the reference.
+`weights_backward`). A `score_mod` is compiled when it is first seen, see `user_code.py`.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ from minitransformer.kernels.attention import backward as _backward
 from minitransformer.kernels.attention import forward as _forward
 from minitransformer.kernels.attention import reference
 from minitransformer.kernels.attention.layout import BackwardLayouts, Layouts, lay_out
+from minitransformer.kernels.attention.mods import Cells, cells_to_check, check_derivative
 from minitransformer.kernels.attention.problem import Problem
 from minitransformer.kernels.attention.reference import Gradients, allowed, weights_backward, weights_forward
 from minitransformer.kernels.attention.rules import Sizes, reach_of, rules_of
 from minitransformer.kernels.attention.tiles import LINE
+from minitransformer.kernels.attention.user_code import Refusal, tile_code
 from minitransformer.kernels.entrance import entrance
 from minitransformer.kernels.simd import REGISTER_BITS
 from minitransformer.threads import split
@@ -38,10 +40,11 @@ def forward(
     problem: Problem,
 ) -> tuple[np.ndarray, np.ndarray]:
     """out (B, H, T, E) and lse (B, H, T) for q (B, H, T, D), k (B, K, S, D), v (B, K, S, E)."""
-    if problem.score_mod is not None:
-        return reference.forward(q, k, v, bias, out, problem)
     sizes = _sizes(q, v)
-    rules = rules_of(problem, bias, sizes, q.dtype)
+    code = tile_code(problem, (*q.shape[:3], sizes.S), q.dtype, slopes=False)
+    if isinstance(code, Refusal):
+        return code.served(reference.forward(q, k, v, bias, out, problem))
+    rules = rules_of(problem, bias, sizes, q.dtype, code)
     kernel = _forward.plain if rules is None else _forward.ruled
     if out is None:
         out = np.empty((*q.shape[:3], sizes.E), q.dtype)
@@ -54,6 +57,8 @@ def forward(
         kernel(*_scratch(_forward.scratch_size, sizes, q.dtype), *arrays, *settings, begin, stop)
 
     _split(sizes, run)
+    if code is not None and code.failed[0]:  # it raises in Python too, where it can be seen
+        return reference.forward(q, k, v, bias, out, problem)
     return out, lse
 
 
@@ -73,10 +78,15 @@ def backward(
     problem: Problem,
 ) -> Gradients:
     """dq, dk, dv and, if there is a bias, dbias (B, H, T, S)."""
-    if problem.score_mod is not None:
-        return reference.backward(dout, dlse, q, k, v, bias, out, lse, dq, dk, dv, problem)
     sizes = _sizes(q, v)
-    rules = rules_of(problem, bias, sizes, q.dtype)
+    shape = *q.shape[:3], sizes.S
+    code = tile_code(problem, shape, q.dtype, slopes=True)
+    if isinstance(code, Refusal):
+        return code.served(reference.backward(dout, dlse, q, k, v, bias, out, lse, dq, dk, dv, problem))
+    if code is not None and problem.score_mod is not None and problem.score_mod_grad is None:
+        cells = cells_to_check(shape)
+        check_derivative(problem.score_mod, _scores_of(q, k, problem, cells), cells, code.slopes_at, problem.buffers)
+    rules = rules_of(problem, bias, sizes, q.dtype, code)
     kernel = _backward.plain if rules is None else _backward.ruled
     targets: Any = zip((dq, dk, dv), (q, k, v), strict=True)
     dq, dk, dv = (np.empty(x.shape, x.dtype) if target is None else target for target, x in targets)
@@ -90,7 +100,23 @@ def backward(
         kernel(*_scratch(_backward.scratch_size, sizes, q.dtype), *arrays, *settings, begin, stop)
 
     _split(sizes, run)
+    if code is not None and code.failed[0]:
+        return reference.backward(dout, dlse, q, k, v, bias, out, lse, dq, dk, dv, problem)
     return Gradients(dq, dk, dv, None if bias is None else dbias)
+
+
+def _scores_of(q: np.ndarray, k: np.ndarray, problem: Problem, cells: Cells) -> np.ndarray:
+    """What the `score_mod` is given at chosen cells."""
+    b, h, t, s = cells
+    group = q.shape[1] // k.shape[1]
+    with np.errstate(all="ignore"):  # what is not finite is not checked
+        scores = np.einsum("nd,nd->n", q[b, h, t], k[b, h // group, s]) * q.dtype.type(problem.scale)
+        if problem.softcap:
+            scores = problem.softcap * np.tanh(scores / problem.softcap)
+    if problem.alibi_slopes is not None:
+        offset = np.broadcast_to(problem.offset, (q.shape[0],))
+        scores = scores - (problem.alibi_slopes[h] * abs(t + offset[b] - s)).astype(q.dtype)
+    return scores
 
 
 def _split(sizes: Sizes, run: Callable[[int, int], None]) -> None:

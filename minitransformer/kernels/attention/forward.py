@@ -14,15 +14,13 @@ import numpy as np
 from numba import float64, int64, none, void
 
 from minitransformer.kernels.attention.layout import LAYOUTS, row_of
-from minitransformer.kernels.attention.rules import (
-    REACH,
-    SIZES,
-    Sizes,
+from minitransformer.kernels.attention.rules import REACH, SIZES, Sizes, rules_type
+from minitransformer.kernels.attention.tile_rules import (
     change_scores,
     cut,
     draw_factors,
     fill_spans,
-    rules_type,
+    masked_part,
     span_together,
 )
 from minitransformer.kernels.attention.tiles import first_line, from_lanes, product, routine, to_lanes
@@ -73,7 +71,7 @@ def _weigh(w: Any, s: Any, keys: Any, m: Any, l: Any, o: Any, width: Any, is_fir
 
 def scratch_size(sizes: Sizes, lanes: int) -> int:
     """How many numbers of scratch memory `attend` needs."""
-    return (5 + 2 * KEYS + sizes.D + sizes.E + 2 * lanes) * 2 * lanes
+    return (5 + 3 * KEYS + sizes.D + sizes.E + 2 * lanes) * 2 * lanes
 
 
 def attend(
@@ -99,7 +97,8 @@ def attend(
     m = first_line(w)
     l, inverse, bounds, s = m + W, m + 2 * W, m + 3 * W, m + 5 * W
     f = s + KEYS * W
-    qt = f if rules is None else f + KEYS * W
+    x = f + KEYS * W
+    qt = f if rules is None else x + KEYS * W
     o = qt + (D + L) * W
     for task in range(begin, stop):
         b, kh = task // sizes.K, task % sizes.K
@@ -113,25 +112,31 @@ def attend(
                 two = span_together(spans, t + L, queries - L) if registers > 1 else one
                 low, high = min(one[0], two[0]), max(one[1], two[1])
                 to_lanes(q, row_of(at.q, b, h, t), at.q.step, queries, D, w, qt, W, T(scale))
-                if low >= high:
-                    w[m : m + W] = -np.inf
-                    w[l : l + W] = 0
-                    w[o : o + E * W] = 0
-                for j in range(low, high, KEYS):
-                    keys = min(KEYS, high - j)
+                first = True
+                for block in range(low, high, KEYS):
+                    j, keys, masked = block, min(KEYS, high - block), False
+                    if rules is not None:
+                        j, keys, masked = masked_part(rules, b, h, t, queries, j, keys)
+                        if keys == 0:
+                            continue
                     product(k, row_of(at.k, b, kh, j), at.k.step, 1, w, qt, W, w, s, W, D, keys, registers, False)
                     if rules is not None:
-                        change_scores(w, s, 0, False, rules, b, h, t, queries, j, keys)
+                        change_scores(w, s, 0, False, f, x, masked, rules, b, h, t, queries, j, keys)
                     for r in range(registers):
                         c, own = r * L, one if r == 0 else two
                         if j < own[2] or j + keys > own[3]:
                             cut(w, s + c, bounds + c, spans, t + c, queries - c, j, keys, own[2], own[3])
-                        _weigh(w, s + c, keys, m + c, l + c, o + c, E, j == low)
+                        _weigh(w, s + c, keys, m + c, l + c, o + c, E, first)
                     if rules is not None and rules.dropout:
                         draw_factors(w, f, rules, sizes, b, h, t, queries, j, keys)
                         for n in range(0, keys * W, L):
                             store(w, s + n, load(w, s + n) * load(w, f + n))
-                    product(v, row_of(at.v, b, kh, j), 1, at.v.step, w, s, W, w, o, W, keys, E, registers, j > low)
+                    product(v, row_of(at.v, b, kh, j), 1, at.v.step, w, s, W, w, o, W, keys, E, registers, not first)
+                    first = False
+                if first:  # nothing to attend to
+                    w[m : m + W] = -np.inf
+                    w[l : l + W] = 0
+                    w[o : o + E * W] = 0
                 for c in range(0, queries, L):
                     total = load(w, l + c)
                     unit = splat(T(1))

@@ -8,6 +8,7 @@ scalar code (`if`, `and`, `math.tanh`), which arrays refuse, is called cell by c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,8 +17,9 @@ import numpy as np
 from minitransformer.errors import AllocationError, DTypeError, GradientError, ShapeError
 
 Mod = Callable[..., Any]
+Cells = tuple[np.ndarray, ...]  # the indices b, h, q and k of chosen cells
 
-_STEP = 1e-20  # the square is below every float64, so the complex step has no truncation error
+STEP = 2.0**-66  # 1e-20: its square is below every float64, so the complex step has no truncation error
 _SAMPLES = 16
 _GRADIENT_FIX = "In score_mod use numpy.tanh (not math.tanh) and its like, or give score_mod_grad"
 
@@ -34,7 +36,7 @@ def evaluate_mask(mask_mod: Mod, B: int, H: int, T: int, S: int, buffers: Sequen
         return np.broadcast_to(evaluate_mask_at(mask_mod, b, h, q, k, buffers), (B, H, T, S))
     except MemoryError as error:
         problem = f"B={B}, H={H}, T={T}, S={S} are too many cells ({error})"
-        raise AllocationError(_name(mask_mod), problem, "Choose smaller sizes") from error
+        raise AllocationError(name_of(mask_mod), problem, "Choose smaller sizes") from error
 
 
 def evaluate_mask_at(mask_mod: Mod, b: Any, h: Any, q: Any, k: Any, buffers: Sequence[Any] = ()) -> np.ndarray:
@@ -43,7 +45,7 @@ def evaluate_mask_at(mask_mod: Mod, b: Any, h: Any, q: Any, k: Any, buffers: Seq
     if result.dtype != bool:
         raise DTypeError(
             "mask_mod",
-            f"{_name(mask_mod)} returned {_kind(result)}, expected bool",
+            f"{name_of(mask_mod)} returned {_kind(result)}, expected bool",
             "Return a comparison, as in `q - k < 3`",
         )
     return result
@@ -56,7 +58,7 @@ def evaluate_score(score_mod: Mod, scores: np.ndarray, buffers: Sequence[Any] = 
     one per cell; what `score_mod` itself raises surfaces as it is.
     """
     grids = np.ogrid[tuple(slice(n) for n in scores.shape)]
-    return _scores_at(score_mod, scores, grids, buffers)
+    return scores_at(score_mod, scores, grids, buffers)
 
 
 def score_derivative(score_mod: Mod, scores: np.ndarray, buffers: Sequence[Any] = ()) -> np.ndarray:
@@ -68,57 +70,81 @@ def score_derivative(score_mod: Mod, scores: np.ndarray, buffers: Sequence[Any] 
     """
     if scores.dtype.kind == "c":
         raise GradientError("score_mod", "complex scores have no complex step", "Use real queries and keys")
-    try:
-        stepped = evaluate_score(score_mod, scores.astype(np.complex128) + 1j * _STEP, buffers)
-    except (TypeError, np.exceptions.ComplexWarning) as error:
-        raise GradientError(
-            "score_mod",
-            f"{_name(score_mod)} cannot be differentiated by complex step ({type(error).__name__}: {error})",
-            _GRADIENT_FIX,
-        ) from error
+    grids = np.ogrid[tuple(slice(n) for n in scores.shape)]
+    derivative = derivative_at(score_mod, scores, grids, buffers)
+    cells = cells_to_check(scores.shape)
+    check_derivative(score_mod, scores[cells], cells, lambda x, chosen: derivative[chosen], buffers)
     with np.errstate(all="ignore"):
-        derivative = stepped.imag / _STEP
-        _check_derivative(score_mod, scores, derivative, buffers)
         return derivative.astype(scores.dtype)
 
 
-def _check_derivative(score_mod: Mod, scores: np.ndarray, derivative: np.ndarray, buffers: Sequence[Any]) -> None:
-    """Compare with differences at a few scores, evenly spaced by rank from the lowest to the highest.
-
-    A cell speaks against the derivative only if the function is smooth there, its two one-sided
-    differences being equal: at a kink, a jump or a strong bend the differences are no evidence.
-    """
-    flat = np.linspace(0, scores.size - 1, min(scores.size, 4096)).astype(np.int64)
-    flat = flat[np.isfinite(scores.reshape(-1)[flat])]
-    if not flat.size:
-        return
-    flat = flat[np.argsort(scores.reshape(-1)[flat], kind="stable")]
-    flat = flat[np.linspace(0, flat.size - 1, min(flat.size, _SAMPLES)).astype(np.int64)]
-    cells = np.unravel_index(flat, scores.shape)
-    x, found = scores[cells].astype(np.float64), derivative[cells]
-    h = 1e-6 * np.maximum(1, abs(x))
-    low, middle, high = (_scores_at(score_mod, at, cells, buffers) for at in (x - h, x, x + h))
-    left, right = (middle - low) / h, (high - middle) / h
-    noise = 64 * np.finfo(np.float64).eps * np.maximum(abs(low), abs(high)) / h
-    smooth = abs(right - left) <= 0.01 * np.maximum(abs(left), abs(right)) + noise
-    central = (left + right) / 2
-    agrees = abs(central - found) <= 0.02 * np.maximum(abs(central), abs(found)) + noise
-    for i in np.flatnonzero(smooth & ~agrees)[:1]:
+def derivative_at(
+    score_mod: Mod, scores: np.ndarray, cells: Sequence[np.ndarray], buffers: Sequence[Any]
+) -> np.ndarray:
+    """The complex step of scores of chosen cells, float64; `GradientError` if the function refuses complex numbers."""
+    try:
+        stepped = scores_at(score_mod, scores.astype(np.complex128) + 1j * STEP, cells, buffers)
+    except (TypeError, np.exceptions.ComplexWarning) as error:
         raise GradientError(
             "score_mod",
-            f"the complex step of {_name(score_mod)} gives the derivative {found[i]:.6g} at score "
-            f"{x[i]:.6g}, expected {central[i]:.6g} as by central differences; abs, .real, float() and the "
-            "functions of math drop the imaginary part",
+            f"{name_of(score_mod)} cannot be differentiated by complex step ({type(error).__name__}: {error})",
             _GRADIENT_FIX,
-        )
+        ) from error
+    return stepped.imag / STEP
 
 
-def _scores_at(score_mod: Mod, scores: np.ndarray, cells: Sequence[np.ndarray], buffers: Sequence[Any]) -> np.ndarray:
+def cells_to_check(shape: tuple[int, ...]) -> Cells:
+    """Some cells, spread evenly, whose scores `check_derivative` chooses from."""
+    size = math.prod(shape)
+    return np.unravel_index(np.linspace(0, size - 1, min(size, 1024)).astype(np.int64), shape)
+
+
+def check_derivative(
+    score_mod: Mod,
+    scores: np.ndarray,
+    cells: Cells,
+    derivative: Callable[[np.ndarray, Cells], np.ndarray],
+    buffers: Sequence[Any],
+) -> None:
+    """Compare `derivative(scores, cells)` with differences at a few of these cells.
+
+    They are evenly spaced by rank from the lowest to the highest score. A cell speaks against the derivative only if
+    the function is smooth there, its two one-sided differences being equal: at a kink, a jump or a strong bend the
+    differences are no evidence.
+    """
+    chosen = np.flatnonzero(np.isfinite(scores))
+    if not chosen.size:
+        return
+    chosen = chosen[np.argsort(scores[chosen], kind="stable")]
+    chosen = chosen[np.linspace(0, chosen.size - 1, min(chosen.size, _SAMPLES)).astype(np.int64)]
+    cells = tuple(axis[chosen] for axis in cells)
+    found = derivative(scores[chosen], cells)
+    x = scores[chosen].astype(np.float64)
+    h = 1e-6 * np.maximum(1, abs(x))
+    with np.errstate(all="ignore"):
+        low, middle, high = (scores_at(score_mod, at, cells, buffers) for at in (x - h, x, x + h))
+        left, right = (middle - low) / h, (high - middle) / h
+        noise = 64 * np.finfo(np.float64).eps * np.maximum(abs(low), abs(high)) / h
+        smooth = abs(right - left) <= 0.01 * np.maximum(abs(left), abs(right)) + noise
+        central = (left + right) / 2
+        agrees = abs(central - found) <= 0.02 * np.maximum(abs(central), abs(found)) + noise
+        for i in np.flatnonzero(smooth & ~agrees)[:1]:
+            raise GradientError(
+                "score_mod",
+                f"the complex step of {name_of(score_mod)} gives the derivative {found[i]:.6g} at score "
+                f"{x[i]:.6g}, expected {central[i]:.6g} as by central differences; abs, .real, float() and the "
+                "functions of math drop the imaginary part",
+                _GRADIENT_FIX,
+            )
+
+
+def scores_at(score_mod: Mod, scores: np.ndarray, cells: Sequence[np.ndarray], buffers: Sequence[Any]) -> np.ndarray:
+    """`score_mod` of scores of chosen cells: their indices b, h, q and k broadcast to the shape of the scores."""
     result = _evaluate("score_mod", score_mod, (scores, *cells), buffers, scores.dtype)
     if result.dtype.kind not in ("iufc" if scores.dtype.kind == "c" else "iuf"):
         raise DTypeError(
             "score_mod",
-            f"{_name(score_mod)} returned {_kind(result)}, expected {scores.dtype} as its scores",
+            f"{name_of(score_mod)} returned {_kind(result)}, expected {scores.dtype} as its scores",
             "Return the changed score",
         )
     out = np.empty(scores.shape, scores.dtype)  # never a view of a buffer
@@ -149,19 +175,21 @@ def _evaluate(op: str, mod: Mod, arguments: Sequence[Any], buffers: Sequence[Any
             values = [mod(*cell, *buffers) for cell in zip(*(v.flat for v in views), strict=True)]
     if refused:
         if any(np.ndim(value) for value in values):
-            raise ShapeError(op, f"{_name(mod)} returned an array for one cell, expected one value", "Return a scalar")
+            raise ShapeError(
+                op, f"{name_of(mod)} returned an array for one cell, expected one value", "Return a scalar"
+            )
         return np.array(values).reshape(shape)
     fits = result.ndim in (0, len(shape)) and all(n in (1, size) for n, size in zip(result.shape, shape, strict=False))
     if not fits:
         raise ShapeError(
             op,
-            f"{_name(mod)} returned shape {result.shape}, expected one that broadcasts to {shape}",
+            f"{name_of(mod)} returned shape {result.shape}, expected one that broadcasts to {shape}",
             "Compute every cell from its own indices, without reductions or reshapes",
         )
     return result
 
 
-def _name(mod: Mod) -> str:
+def name_of(mod: Mod) -> str:
     return getattr(mod, "__name__", type(mod).__name__)
 
 
