@@ -81,6 +81,8 @@ def as_array(op: str, x: Any) -> Any:
     NumPy scalars become Python numbers, so that `x * np.sqrt(d)` does not turn float32 into float64.
     Raises `DTypeError` for anything that would be read wrongly, `DeviceError` for arrays elsewhere.
     """
+    if type(x) is np.ndarray and x.dtype.char in _DTYPES and x.dtype.isnative:  # as a rule
+        return x
     if isinstance(x, TensorBase):
         return x._data
     if isinstance(x, np.generic) and x.dtype.kind in "biufc":  # first: np.float64 is also a Python float

@@ -53,7 +53,8 @@ class Tensor(TensorBase):
         self._version = [0]
         self._requires_grad = False
         self.grad = None
-        self.requires_grad = requires_grad
+        if requires_grad is not False:
+            self.requires_grad = requires_grad
 
     @classmethod
     def _wrap(cls, array: Any) -> Tensor:

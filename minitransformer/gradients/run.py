@@ -31,14 +31,14 @@ class Check:
         problem: Problem,
         method: str,
         mode: str | None,
-        directions: int,
+        directions: int | None,
         eps: float | None,
         atol: float | None,
         rtol: float | None,
         on_kink: str,
     ) -> None:
         self.problem, self.names = problem, problem.function.names
-        self.directions, self.on_kink = directions, on_kink
+        self.on_kink = on_kink
         self.rng = np.random.default_rng(_SEED)
         inputs = copies(problem.inputs)
         with families_used() as families:
@@ -65,6 +65,8 @@ class Check:
             self.report.notes.append(f"central differences, because {self.numeric.reason}")
         floats = [x.dtype for x in problem.inputs if isinstance(x, np.ndarray) and x.dtype.kind == "f"]
         lowest = min(floats, key=lambda dtype: dtype.itemsize)
+        exact = (self.numeric.method, lowest.name) == ("complex", "float64")
+        self.directions = (1 if exact else 2) if directions is None else directions
         self.rtol = _RTOL[self.numeric.method, lowest.name] if rtol is None else rtol
         largest = max(float(np.max(abs(o), where=np.isfinite(o), initial=1.0)) for o in self.outs)
         self.atol = self.rtol * largest if atol is None else atol
