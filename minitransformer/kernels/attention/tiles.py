@@ -196,29 +196,46 @@ def _transpose_function(module: Any, vt: ir.VectorType, suffix: str) -> Any:
     bits = ir.VectorType(_BIT, lanes)
     align = ir.Constant(ir.IntType(32), 8 if suffix.endswith("64") else 4)
 
+    def row(base: Any, r: int, ld: Any) -> Any:
+        return builder.bitcast(builder.gep(base, [builder.mul(_INT(r), ld)]), vt.as_pointer())
+
     def mask(whole: Any, r: int, count: Any) -> Any:
         """Which lanes of row r are there."""
         return builder.select(builder.icmp_signed("<", _INT(r), count), whole, ir.Constant(bits, None))
 
-    registers = []
-    whole = first_of(builder, vt, columns)
-    for r in range(lanes):
-        address = builder.bitcast(builder.gep(A, [builder.mul(_INT(r), lda)]), vt.as_pointer())
-        given = [address, align, mask(whole, r, rows), filled(vt, 0.0)]
-        loaded = call(builder, f"llvm.masked.load.{suffix}.p0{suffix}", vt, given)
-        registers.append(builder.fmul(loaded, factor))
-    # Shuffling the two halves into each other log2(lanes) times brings element r of register c to c of r.
-    orders = [[half + n // 2 + n % 2 * lanes for n in range(lanes)] for half in (0, lanes // 2)]
-    orders = [ir.Constant(ir.VectorType(ir.IntType(32), lanes), order) for order in orders]
-    for _ in range(lanes.bit_length() - 1):
-        pairs = zip(registers[: lanes // 2], registers[lanes // 2 :], strict=True)
-        registers = [builder.shuffle_vector(*pair, order) for pair in pairs for order in orders]
-    whole = first_of(builder, vt, columns_out)
-    for r in range(lanes):
-        address = builder.bitcast(builder.gep(B, [builder.mul(_INT(r), ldb)]), vt.as_pointer())
-        given = [registers[r], address, align, mask(whole, r, rows_out)]
-        call(builder, f"llvm.masked.store.{suffix}.p0{suffix}", ir.VoidType(), given)
-    builder.ret_void()
+    def emit(full: bool) -> None:
+        registers = []
+        whole = first_of(builder, vt, columns)
+        for r in range(lanes):
+            address = row(A, r, lda)
+            if full:
+                loaded = builder.load(address, align=align.constant)
+            else:
+                given = [address, align, mask(whole, r, rows), filled(vt, 0.0)]
+                loaded = call(builder, f"llvm.masked.load.{suffix}.p0{suffix}", vt, given)
+            registers.append(builder.fmul(loaded, factor))
+        # Shuffling the two halves into each other log2(lanes) times brings element r of register c to c of r.
+        orders = [[half + n // 2 + n % 2 * lanes for n in range(lanes)] for half in (0, lanes // 2)]
+        orders = [ir.Constant(ir.VectorType(ir.IntType(32), lanes), order) for order in orders]
+        for _ in range(lanes.bit_length() - 1):
+            pairs = zip(registers[: lanes // 2], registers[lanes // 2 :], strict=True)
+            registers = [builder.shuffle_vector(*pair, order) for pair in pairs for order in orders]
+        whole = first_of(builder, vt, columns_out)
+        for r in range(lanes):
+            if full:
+                builder.store(registers[r], row(B, r, ldb), align=align.constant)
+            else:
+                given = [registers[r], row(B, r, ldb), align, mask(whole, r, rows_out)]
+                call(builder, f"llvm.masked.store.{suffix}.p0{suffix}", ir.VoidType(), given)
+        builder.ret_void()
+
+    # Masks take longer than the transposition, and as a rule nothing is missing.
+    full = ir.Constant(_BIT, 1)
+    for count in (rows, columns, rows_out, columns_out):
+        full = builder.and_(full, builder.icmp_signed(">=", count, _INT(lanes)))
+    with builder.if_then(full):
+        emit(full=True)
+    emit(full=False)
     return function
 
 
