@@ -87,6 +87,7 @@ STAGES: dict[str, list[Stage]] = {
     ],
     "kernels/attention/reference.py": [of_ops("attention"), ["tests/ops/test_ops_attention.py"], MODELS, PEERS],
     "kernels/optimizer/cpu.py": OPTIMIZERS,
+    "kernels/optimizer/loops.py": OPTIMIZERS,
     "kernels/optimizer/reference.py": OPTIMIZERS,
     "kernels/pointwise/reference.py": [["tests/ops/test_ops_activation.py"], GRADIENTS, PEERS],
     "kernels/rowwise/reference.py": [LAYERS, ["tests/ops/test_ops_activation.py"], GRADIENTS, PEERS],

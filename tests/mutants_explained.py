@@ -139,8 +139,8 @@ EXPLAINED: dict[tuple[str, str, str], str] = {
     ): "a sum in other parts is the same to rounding",
     (
         "kernels/optimizer/cpu.py",
-        "_adam(*arrays, 1.0 - lr * weight_decay if decays else 1.0, 0.0, False, *numbers)",
-        "_adam(*arrays, 1.0 - lr * weight_decay if decays else 1.0, 1.0, False, *numbers)",
+        "loops.adam(*arrays, 1.0 - lr * weight_decay if decays else 1.0, 0.0, False, *numbers)",
+        "loops.adam(*arrays, 1.0 - lr * weight_decay if decays else 1.0, 1.0, False, *numbers)",
     ): "the number is not used where decays is False",
     (
         "kernels/rowwise/reference.py",

@@ -150,7 +150,7 @@ class Job(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Family, module, function and dtype: `optimizer.cpu.adam float32`."""
+        """Family, module, function and dtype: `optimizer.loops.adam float32`."""
         dtype = DTYPES[self.dispatcher._cache.signatures.index(self.signature)]
         return f"{self.dispatcher._cache.name} {dtype}"
 

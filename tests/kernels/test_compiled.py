@@ -18,7 +18,7 @@ from numba import float64
 
 from minitransformer.errors import DTypeError
 from minitransformer.kernels import compiled, store
-from minitransformer.kernels.optimizer import cpu
+from minitransformer.kernels.optimizer import loops
 from minitransformer.kernels.store import open_folder, read_checked, write_checked
 
 PACKAGE = Path(store.__file__).parents[1]
@@ -260,9 +260,9 @@ def test_without_a_home_folder_there_is_no_place() -> None:
 def test_other_types_are_refused_rather_than_compiled() -> None:
     served = r"expected array\(float32, 1d, C\).* or array\(float64, 1d, C\), array\(float64, 1d, C\), float64\. Norm"
     for x in (np.ones(4)[::2], np.ones((2, 1)), np.ones(2, np.int64), np.ones(2, ">f4")):
-        with pytest.raises(DTypeError, match=rf"^kernels\.optimizer\.cpu\._add_l1: got .*{served}"):
-            cpu._add_l1(x, x, 1.0)
-    assert len(cpu._add_l1.signatures) <= 2
+        with pytest.raises(DTypeError, match=rf"^kernels\.optimizer\.loops\.add_l1: got .*{served}"):
+            loops.add_l1(x, x, 1.0)
+    assert len(loops.add_l1.signatures) <= 2
 
 
 def test_what_is_about_to_be_compiled_is_announced_and_what_is_loaded_is_not(copied: Path) -> None:

@@ -11,110 +11,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
-from numba import boolean, float64, void
 
 from minitransformer.errors import ShapeError
-from minitransformer.kernels.compiled import kernel
+from minitransformer.kernels.optimizer import loops
+from minitransformer.kernels.optimizer.loops import LANES
 from minitransformer.kernels.optimizer.reference import clip_factor
 from minitransformer.threads import split
 
 __all__ = ["adam_step", "adamw_step", "add_l1", "clip_", "clip_factor", "sgd_step", "squared_norm"]
 
-LANES = 256  # partial sums of the norm: enough for any vector unit, and few to add up
 _CHUNK = 1 << 16  # numbers whose squares are added up before all others: a multiple of LANES
 _SMALL = 1 << 17  # numbers that one thread has done before a second has begun
-
-# --- the kernels -----------------------------------------------------------------------------------------
-# Numbers come as float64 and are rounded to the dtype once, as NumPy rounds a Python number beside an array.
-
-
-@kernel(lambda T: void(T[::1], T[::1], float64, boolean, float64))
-def _sgd(data: Any, gradient: Any, decay: Any, decays: Any, lr: Any) -> None:
-    T = data.dtype.type
-    for i in range(data.size):
-        g = gradient[i]
-        if decays:
-            g = data[i] * T(decay) + g
-        data[i] -= g * T(lr)
-
-
-@kernel(lambda T: void(T[::1], T[::1], T[::1], float64, boolean, float64, float64))
-def _sgd_momentum(data: Any, gradient: Any, velocity: Any, decay: Any, decays: Any, momentum: Any, lr: Any) -> None:
-    T = data.dtype.type
-    for i in range(data.size):
-        g = gradient[i]
-        if decays:
-            g = data[i] * T(decay) + g
-        g = velocity[i] * T(momentum) + g
-        velocity[i] = g
-        data[i] -= g * T(lr)
-
-
-@kernel(
-    lambda T: void(
-        T[::1], T[::1], T[::1], T[::1], float64, float64, boolean, float64, float64, float64, float64, float64
-    )
-)
-def _adam(
-    data: Any,
-    gradient: Any,
-    first: Any,
-    second: Any,
-    keep: Any,
-    decay: Any,
-    decays: Any,
-    gain1: Any,
-    beta2: Any,
-    gain2: Any,
-    eps: Any,
-    lr: Any,
-) -> None:
-    """`keep` is AdamW's factor of the data, 1 for Adam; `decay` and `decays` are Adam's own."""
-    T = data.dtype.type
-    for i in range(data.size):
-        d = data[i] * T(keep)
-        g = gradient[i]
-        if decays:
-            g = d * T(decay) + g
-        m = first[i] + (g - first[i]) * T(gain1)
-        v = second[i] * T(beta2) + g * g * T(gain2)
-        first[i] = m
-        second[i] = v
-        data[i] = d - m / (math.sqrt(v) + T(eps)) * T(lr)
-
-
-@kernel(lambda T: float64(T[:, ::1], T[::1], float64[::1]))
-def _squared_norm(rows: Any, rest: Any, lanes: Any) -> Any:
-    """Every lane adds up its column of `rows`, (rows, LANES), so that a vector unit adds many at once."""
-    for row in range(rows.shape[0]):
-        for lane in range(lanes.size):
-            lanes[lane] += float64(rows[row, lane]) * float64(rows[row, lane])
-    total = 0.0
-    for lane in range(lanes.size):
-        total += lanes[lane]
-    for i in range(rest.size):
-        total += float64(rest[i]) * float64(rest[i])
-    return total
-
-
-@kernel(lambda T: void(T[::1], T[::1], float64))
-def _add_l1(gradient: Any, data: Any, l1: Any) -> None:
-    T = data.dtype.type
-    for i in range(data.size):
-        d = data[i]
-        if d > 0:
-            d = T(1)
-        elif d < 0:
-            d = T(-1)
-        elif d == 0:
-            d = T(0)  # of -0 too; NaN stays
-        gradient[i] += d * T(l1)
-
-
-# --- their entrances -------------------------------------------------------------------------------------
 
 
 def sgd_step(
@@ -135,10 +44,10 @@ def sgd_step(
 
     def update(part: slice, decays: bool) -> None:
         if velocity is None:
-            _sgd(data[part], gradient[part], float(weight_decay), decays, float(lr))
+            loops.sgd(data[part], gradient[part], float(weight_decay), decays, float(lr))
         else:
             d, g, v = data[part], gradient[part], velocity[part]
-            _sgd_momentum(d, g, v, float(weight_decay), decays, float(momentum), float(lr))
+            loops.sgd_momentum(d, g, v, float(weight_decay), decays, float(momentum), float(lr))
 
     _in_parts("sgd_step", data.size, num_decayed if weight_decay else 0, update)
 
@@ -163,7 +72,7 @@ def adam_step(
 
     def update(part: slice, decays: bool) -> None:
         arrays = data[part], gradient[part], first[part], second[part]
-        _adam(*arrays, 1.0, float(weight_decay), decays, *numbers)
+        loops.adam(*arrays, 1.0, float(weight_decay), decays, *numbers)
 
     _in_parts("adam_step", data.size, num_decayed if weight_decay else 0, update)
 
@@ -188,7 +97,7 @@ def adamw_step(
 
     def update(part: slice, decays: bool) -> None:
         arrays = data[part], gradient[part], first[part], second[part]
-        _adam(*arrays, 1.0 - lr * weight_decay if decays else 1.0, 0.0, False, *numbers)
+        loops.adam(*arrays, 1.0 - lr * weight_decay if decays else 1.0, 0.0, False, *numbers)
 
     _in_parts("adamw_step", data.size, num_decayed if weight_decay else 0, update)
 
@@ -202,7 +111,7 @@ def squared_norm(flat: np.ndarray) -> float:
         for chunk in range(first, last):
             part = flat[chunk * _CHUNK : (chunk + 1) * _CHUNK]
             whole = part.size - part.size % LANES
-            sums[chunk] = _squared_norm(part[:whole].reshape(-1, LANES), part[whole:], np.zeros(LANES))
+            sums[chunk] = loops.squared_norm(part[:whole].reshape(-1, LANES), part[whole:], np.zeros(LANES))
 
     if flat.size < _SMALL:
         add_up(0, len(sums))
@@ -229,7 +138,7 @@ def add_l1(gradient: np.ndarray, data: np.ndarray, l1: float, num_decayed: int) 
 
     def add(part: slice, decays: bool) -> None:
         if decays:
-            _add_l1(gradient[part], data[part], float(l1))
+            loops.add_l1(gradient[part], data[part], float(l1))
 
     _in_parts("add_l1", data.size, num_decayed, add)
 
