@@ -1,7 +1,8 @@
 """Generation: sampling token by token from any model that can step.
 
 A model can step if `model(ids, attention_mask=..., cache=...)` returns logits for the tokens it is given
-after those in the cache, and if it has `config.block_size`, `config.slides` and `make_cache`.
+after those in the cache, and if it has `config.block_size`, `config.slides` and `make_cache`. If it has
+`steps(cache)` as GPT does, single tokens go that way.
 """
 
 from __future__ import annotations
@@ -73,22 +74,23 @@ def generate(
     )
     ids, real = _check_prompt(input_ids, attention_mask)
     B, T = ids.shape
+    padded = not real.all()
     seed = int(random.generator().integers(2**63)) if seed is None else random.check_seed("generate", seed)
     done = np.zeros(B, bool)
-    stepper = _Stepper(model, B, T + max_new_tokens, use_cache)
     was_training = model.training
     model.eval()
     try:
+        stepper = _Stepper(model, B, T + max_new_tokens, use_cache)
         with no_grad():
             for step in range(max_new_tokens):
-                logits = stepper.logits(ids, real).astype(np.float64)  # (B, V)
+                logits = stepper.logits(ids[:, :T], real[:, :T] if padded else None).astype(np.float64)  # (B, V)
                 if eos_token_id is not None and eos_token_id >= logits.shape[1]:
                     problem = f"eos_token_id is {shown(eos_token_id)}, expected less than the {logits.shape[1]} tokens"
                     raise ConfigError("generate", problem, "Use the tokenizer that the model was made with, or None")
                 if np.isnan(logits).any():
                     raise NonFiniteError("generate", "the logits are NaN", "Load an earlier checkpoint")
                 if repetition_penalty != 1:
-                    _penalise(logits, ids, real, repetition_penalty)
+                    _penalise(logits, ids[:, :T], real[:, :T], repetition_penalty)
                 if do_sample:
                     new = _sample(logits, temperature, top_k, top_p, min_p, seed, step)
                 else:
@@ -96,8 +98,11 @@ def generate(
                 if eos_token_id is not None:
                     new = np.where(done, eos_token_id, new)
                     done |= new == eos_token_id
-                ids = np.concatenate([ids, new[:, None]], axis=1)
-                real = np.concatenate([real, np.ones((B, 1), bool)], axis=1)
+                if ids.shape[1] == T:  # room for as many again
+                    ids = np.concatenate([ids, np.empty_like(ids)], axis=1)
+                    real = np.concatenate([real, np.ones_like(real)], axis=1)
+                ids[:, T] = new
+                T += 1
                 if streamer is not None:
                     streamer.put(new)
                 if done.all() and B:
@@ -106,7 +111,7 @@ def generate(
         model.train(was_training)
     if streamer is not None:
         streamer.end()
-    return ids
+    return ids[:, :T].copy()
 
 
 class _Stepper:
@@ -118,9 +123,11 @@ class _Stepper:
         self.warned = False
         capacity = total if self.slides else min(total, self.block_size)
         self.cache = model.make_cache(B, capacity) if use_cache and B else None
+        make_steps = getattr(model, "steps", None)
+        self.steps = None if self.cache is None or make_steps is None else make_steps(self.cache)
 
-    def logits(self, ids: np.ndarray, real: np.ndarray) -> np.ndarray:
-        """(B, V) for the token after `ids` (B, T); `real` marks what is not padding."""
+    def logits(self, ids: np.ndarray, real: np.ndarray | None) -> np.ndarray:
+        """(B, V) for the token after `ids` (B, T); `real` marks what is not padding, None if nothing is."""
         T = ids.shape[1]
         if self.block_size < T and not self.slides:
             if not self.warned:
@@ -130,15 +137,16 @@ class _Stepper:
                     stacklevel=4,
                 )
             self.cache, self.warned = None, True
-            ids, real = ids[:, -self.block_size :], real[:, -self.block_size :]
-        mask = None if real.all() else real
+            ids, real = ids[:, -self.block_size :], None if real is None else real[:, -self.block_size :]
         if self.cache is None:
-            return self.model(ids, attention_mask=mask).logits.data[:, -1]
+            return self.model(ids, attention_mask=real).logits.data[:, -1]
+        if self.steps is not None and self.cache.length == T - 1:
+            return self.steps(ids[:, -1], real)
         out = None
         while self.cache.length < T:  # one token, or the prompt in pieces of at most block_size
             end = min(T, self.cache.length + self.block_size)
             piece = ids[:, self.cache.length : end]
-            out = self.model(piece, attention_mask=None if mask is None else mask[:, :end], cache=self.cache)
+            out = self.model(piece, attention_mask=None if real is None else real[:, :end], cache=self.cache)
         assert out is not None
         return out.logits.data[:, -1]
 

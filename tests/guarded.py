@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minitransformer.kernels.decode.step import Blocks
+from minitransformer.kernels.decode.step import Weights
 
 AVAILABLE = os.name == "posix"
 needs_guard_pages = pytest.mark.skipif(not AVAILABLE, reason="memory is guarded with mprotect, which is POSIX's")
@@ -111,7 +111,7 @@ def guarded(value: Any, layout: Layout, writable: bool = False) -> Any:
     if isinstance(value, (tuple, list)):
         items = [guarded(item, layout, writable) for item in value]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    if isinstance(value, Blocks):  # which copies what is locked
+    if isinstance(value, Weights):  # which copies what is locked
         rebuild, (weights, *settings) = value.__reduce__()
         return rebuild(guarded(weights, layout, True), *settings)
     return value

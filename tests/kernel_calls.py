@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from minitransformer.kernels.attention import reference as attention
-from minitransformer.kernels.decode.step import Blocks, BlockWeights, Step, block_shapes
+from minitransformer.kernels.decode.step import BlockWeights, HeadWeights, Step, Weights, block_shapes
 from minitransformer.kernels.rowwise import reference as rowwise
 from minitransformer.random import DrawKey
 from minitransformer.testing.calls import attended
@@ -57,7 +57,7 @@ def _classes(rng: np.random.Generator, dtype: Any) -> list[Call]:
 
 
 def _steps(rng: np.random.Generator, dtype: Any) -> list[Call]:
-    """One token through blocks of odd widths, with each option."""
+    """One token through a block and a head of odd widths, with each option."""
     options: list[dict[str, Any]] = [
         {},
         {"norm": "rms", "activation": "swiglu"},
@@ -86,8 +86,10 @@ def _steps(rng: np.random.Generator, dtype: Any) -> list[Call]:
                 angles = rng.random((B, D // 2))
                 ready["rotation"] = np.cos(angles).astype(dtype), np.sin(angles).astype(dtype)
             cache = (_normal(rng, dtype, 1, B, K, stored + 1 + more, D) for _ in range(2))
-            blocks = Blocks([BlockWeights(*weights)], np.dtype(dtype), num_heads=H, num_kv_heads=K, **kind)
-            calls.append(((_normal(rng, dtype, B, C), blocks, *cache, Step(stored, **ready)), {}))
+            bias = None if swiglu else _normal(rng, dtype, C)
+            head = HeadWeights(_normal(rng, dtype, C), bias, _normal(rng, dtype, 2 * F + 1, C))
+            both = Weights([BlockWeights(*weights)], head, np.dtype(dtype), num_heads=H, num_kv_heads=K, **kind)
+            calls.append(((_normal(rng, dtype, B, C), both, *cache, Step(stored, **ready)), {}))
     return calls
 
 
@@ -187,7 +189,7 @@ CALLS: dict[str, dict[str, Callable[..., list[Call]]]] = {
         "weights_forward": _weights,
         "weights_backward": _weights_backward,
     },
-    "decode": {"step_blocks": _steps},
+    "decode": {"next_logits": _steps},
     "optimizer": {
         "sgd_step": lambda rng, dtype: (
             _optimizer(1, _SGD)(rng, dtype)

@@ -171,7 +171,7 @@ BREAKS = [
     ("attention", imprecise_attention),
     ("attention kernels, cpu", scaled("attention", "forward")),
     ("attention kernels, cpu", scaled("attention", "backward")),
-    ("decode kernels, cpu", scaled("decode", "step_blocks")),
+    ("decode kernels, cpu", scaled("decode", "next_logits")),
     ("optimizer kernels, cpu", nan_kernel),
     ("optimizer kernels, cpu", wrong_kernel),
     ("pointwise kernels, cpu", scaled("pointwise", "gelu_tanh_bias_backward")),

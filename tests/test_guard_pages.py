@@ -27,7 +27,7 @@ import minitransformer as mt
 from minitransformer import kernels
 from minitransformer.data.batches import TokenDataset
 from minitransformer.errors import RangeError
-from minitransformer.kernels.decode.step import Blocks
+from minitransformer.kernels.decode.step import Weights
 from minitransformer.testing.calls import CALLS
 
 pytestmark = needs_guard_pages
@@ -137,7 +137,7 @@ def test_every_kernel(kernel: ModuleType, layout: Layout) -> None:
                     there = [guarded(x, layout, position in written) for position, x in enumerate(args)]
                     got = as_tuple(function(*there, **settings))
                     for a, b in zip((*got, *there), (*expected[nth], *after[nth][0]), strict=True):
-                        if not isinstance(b, (tuple, Blocks)):  # those are read, and hold more arrays
+                        if not isinstance(b, (tuple, Weights)):  # those are read, and hold more arrays
                             same(a, b, f"{kernel.__name__}.{name}, call {nth}", exact=True)
 
 

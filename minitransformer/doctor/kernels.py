@@ -11,7 +11,7 @@ import numpy as np
 
 from minitransformer.doctor.results import expect
 from minitransformer.kernels.attention.problem import Problem
-from minitransformer.kernels.decode.step import Blocks, BlockWeights, Step, block_shapes
+from minitransformer.kernels.decode.step import BlockWeights, HeadWeights, Step, Weights, block_shapes
 from minitransformer.random import DrawKey
 
 _STEP = {"lr": 0.1, "weight_decay": 0.1, "num_decayed": 700}
@@ -58,7 +58,7 @@ CALLS: dict[str, list[Call]] = {
         Call("weights_forward", "BHTD BKTD - BHT", (_PROBLEM,)),
         Call("weights_backward", "BHTT BHTT BHTD BKTD -", (_PROBLEM,)),
     ],
-    "decode": [Call("step_blocks", "step")],
+    "decode": [Call("next_logits", "step")],
     "optimizer": [
         Call("sgd_step", "P P -", (), {**_STEP, "momentum": 0.0}, 0),
         Call("sgd_step", "P P P", (), {**_STEP, "momentum": 0.9}, 0),
@@ -128,9 +128,10 @@ def _results(function: Callable[..., Any], call: Call, dtype: Any) -> list[np.nd
         return np.abs(rng.normal(size=shape)).astype(dtype)
 
     if call.arrays == "step":
-        weights = [BlockWeights(*(draw(*shape) / 9 for shape in _BLOCK)) for _ in range(2)]
-        blocks = Blocks(weights, dtype, num_heads=4, num_kv_heads=2)
-        arguments: list[Any] = [draw(2, 72), blocks, draw(2, 2, 2, 9, 18), draw(2, 2, 2, 9, 18), Step(5)]
+        blocks = [BlockWeights(*(draw(*shape) / 9 for shape in _BLOCK)) for _ in range(2)]
+        head = HeadWeights(draw(72), draw(72), draw(11, 72))
+        weights = Weights(blocks, head, dtype, num_heads=4, num_kv_heads=2)
+        arguments: list[Any] = [draw(2, 72), weights, draw(2, 2, 2, 9, 18), draw(2, 2, 2, 9, 18), Step(5)]
     else:
         arguments = [
             None if shape == "-" else draw(*(_SIZES[letter] for letter in shape)) for shape in call.arrays.split()

@@ -14,12 +14,11 @@ from minitransformer.checks import check_size, shown
 from minitransformer.errors import AllocationError, ConfigError, DTypeError, RangeError, ShapeError
 from minitransformer.generate import generate
 from minitransformer.kernels.attention.problem import Problem
-from minitransformer.kernels.decode.step import Blocks
 from minitransformer.memory import total_memory
 from minitransformer.models.base import Model, ModelOutput
 from minitransformer.models.gpt_block import GPTBlock, norm_of
 from minitransformer.models.gpt_config import GPTConfig
-from minitransformer.models.gpt_step import can_step, step
+from minitransformer.models.gpt_step import Steps, can_step
 from minitransformer.nn.dropout import Dropout
 from minitransformer.nn.embedding import Embedding
 from minitransformer.nn.kv_cache import KVCache
@@ -60,7 +59,6 @@ class GPT(Model):
         if config.positions == "sinusoidal":
             self._sinusoids = F.sinusoidal_positions(config.block_size, config.n_embd)  # (block_size, C)
         self._alibi = F.alibi_slopes(config.n_head) if config.positions == "alibi" else None
-        self._blocks_of_last_step: Blocks | None = None
         self._initialise()
         self.name_call_sites()
 
@@ -101,13 +99,7 @@ class GPT(Model):
         if labels is not None and targets is not None:
             raise DTypeError("GPT", "got both labels and targets", "labels are shifted inside, targets are already")
         past = 0 if cache is None else cache.length
-        if past + T > self.config.block_size and not self.config.slides:
-            raise RangeError(
-                "GPT",
-                f"the sequence is too long: {past + T} tokens, expected at most block_size {self.config.block_size} "
-                f"with positions={self.config.positions!r}",
-                "Shorten it, or make a model with a larger block_size",
-            )
+        self.check_length(past + T)
         logits = self._logits(ids, _attention_mask(attention_mask, B, past + T), cache)
         loss = None
         if targets is not None:
@@ -118,13 +110,28 @@ class GPT(Model):
             loss = F.cross_entropy(logits[:, :-1], given[:, 1:], label_smoothing=label_smoothing)
         return ModelOutput(loss=loss, logits=logits, cache=cache)
 
+    def check_length(self, T: int) -> None:
+        """`RangeError` if the model cannot tell the positions of T tokens apart."""
+        if self.config.block_size < T and not self.config.slides:
+            raise RangeError(
+                "GPT",
+                f"the sequence is too long: {T} tokens, expected at most block_size {self.config.block_size} "
+                f"with positions={self.config.positions!r}",
+                "Shorten it, or make a model with a larger block_size",
+            )
+
+    @property
+    def reach(self) -> int:
+        """How many tokens before its own one sees at most."""
+        config = self.config
+        return (config.block_size if config.window is None else min(config.window, config.block_size)) - 1
+
     def _logits(self, ids: np.ndarray, real: np.ndarray | None, cache: KVCache | None) -> Tensor:
         config = self.config
         T = ids.shape[1]
         past = 0 if cache is None else cache.length
-        reach = config.block_size - 1 if config.window is None else min(config.window, config.block_size) - 1
         if cache is not None:
-            cache.reserve(T, reach if config.slides else None)
+            cache.reserve(T, self.reach if config.slides else None)
         stored = T if cache is None else cache.stored + T  # keys that the queries meet
         if real is None:
             positions = np.arange(past, past + T)  # (T,)
@@ -132,16 +139,12 @@ class GPT(Model):
         else:
             positions = np.maximum(np.cumsum(real, axis=1) - 1, 0)[:, past:]  # (B, T)
             key_mask = real[:, None, None, past + T - stored :]  # (B, 1, 1, S)
-        if cache is not None and can_step(self, ids):
-            logits = step(self, ids, cache, positions, None if key_mask is None else key_mask[:, 0, 0], reach)
-            cache.advance(T)
-            return logits
         limited = config.window is not None or past + T > config.block_size
         attention = {
             "attn_mask": key_mask,
             "is_causal": True,
             "causal_align": "lower_right",
-            "window_size": (reach, 0) if limited else None,
+            "window_size": (self.reach, 0) if limited else None,
             "alibi_slopes": self._alibi,
             "rope_positions": positions if config.positions == "rope" else None,
             "cache": cache,
@@ -191,6 +194,11 @@ class GPT(Model):
         heads = config.n_kv_head or config.n_head
         dtype = self.wte.weight.dtype
         return KVCache(config.n_layer, batch_size, heads, capacity, config.n_embd // config.n_head, dtype)
+
+    def steps(self, cache: KVCache) -> Steps | None:
+        """A faster way to feed one token a row than calling the model; None where only the model itself will do."""
+        own = type(self).forward is GPT.forward and type(self)._logits is GPT._logits and "forward" not in vars(self)
+        return Steps(self, cache) if own and can_step(self, cache.keys.shape[1]) else None
 
     def generate(self, input_ids: Any, *, max_new_tokens: int, **options: Any) -> np.ndarray:
         """Continue each row of `input_ids` (B, T): see `minitransformer.generate.generate`."""

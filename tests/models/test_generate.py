@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -40,11 +41,16 @@ def test_cached_logits_are_the_uncached_ones_however_the_tokens_are_fed(
     mask = left_padded(3, T, seed) if padded else np.ones((3, T), bool)
     uncached = model(ids, attention_mask=mask if padded else None).logits.data
     cache = model.make_cache(3, T)
+    steps = model.steps(cache)
+    assert steps is not None
     with mt.no_grad():
         while (past := cache.length) < T:
             end = data.draw(st.integers(past + 1, min(T, past + BLOCK)), label="end of piece")
             piece_mask = mask[:, :end] if padded else None
-            logits = model(ids[:, past:end], attention_mask=piece_mask, cache=cache).logits.data
+            if end == past + 1 and data.draw(st.booleans(), label="by steps"):
+                logits = steps(ids[:, past], piece_mask)[:, None]
+            else:
+                logits = model(ids[:, past:end], attention_mask=piece_mask, cache=cache).logits.data
             real = mask[:, past:end]
             np.testing.assert_allclose(logits[real], uncached[:, past:end][real], **TIGHT)
     assert cache.length == T
@@ -125,6 +131,66 @@ def test_float32_generates_with_its_cache() -> None:
     ids = token_ids(2, 4)
     cached, uncached = (model.generate(ids, max_new_tokens=5, use_cache=use) for use in (True, False))
     np.testing.assert_array_equal(cached, uncached)
+
+
+class Constant(mt.GPT):
+    """Whatever it reads, it says 3."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        out = super().forward(*args, **kwargs)
+        return replace(out, logits=mt.tensor(np.broadcast_to(np.eye(V)[3], out.logits.shape)))
+
+
+class Louder(mt.nn.LayerNorm):
+    """A layer of somebody else's."""
+
+    def forward(self, x: mt.Tensor) -> mt.Tensor:
+        return 2 * super().forward(x)
+
+
+def test_a_model_whose_forward_is_its_own_is_asked_for_every_token() -> None:
+    model = Constant(gpt().config)
+    assert model.steps(model.make_cache(1)) is None
+    assert (model.generate(token_ids(1, 2), max_new_tokens=4)[:, 2:] == 3).all()
+    plain = gpt()
+    plain.forward = model.forward  # type: ignore[method-assign]
+    assert plain.steps(plain.make_cache(1)) is None
+
+
+@pytest.mark.parametrize("place", ["norm", "blocks.0.norm1", "blocks.0.norm2", "blocks.0"])
+def test_replaced_parts_are_asked_for_every_token(place: str) -> None:
+    model, ids = gpt(), token_ids(2, 3)
+    *path, name = place.split(".")
+    owner: Any = model
+    for part in path:
+        owner = owner[int(part)] if part.isdigit() else getattr(owner, part)
+    if isinstance(owner, list):
+        block = owner[0]
+
+        class Twice(mt.nn.Module):
+            def forward(self, x: mt.Tensor, *args: Any, **attention: Any) -> mt.Tensor:
+                return 2 * block(x, *args, **attention)
+
+        owner[0] = Twice()
+    else:
+        setattr(owner, name, Louder(getattr(owner, name).weight.shape[0]).to("float64"))
+    assert model.steps(model.make_cache(2)) is None
+    cached, uncached = (model.generate(ids, max_new_tokens=4, use_cache=use) for use in (True, False))
+    np.testing.assert_array_equal(cached, uncached)
+
+
+@pytest.mark.parametrize("ids, message", [([9 * V], "the id at position"), ([-1], "the id at position"), ([0], "long")])
+def test_steps_refuse_what_the_model_refuses(ids: list[int], message: str) -> None:
+    model = gpt()
+    cache = model.make_cache(1, BLOCK + 1)
+    steps = model.steps(cache)
+    assert steps is not None
+    if message == "long":
+        for _ in range(BLOCK):
+            steps(np.array(ids))
+    with pytest.raises(RangeError, match=f"^GPT: .*{message}"):
+        steps(np.array(ids))
+    assert cache.length == (BLOCK if message == "long" else 0)
 
 
 # --- how it ends, and what it leaves alone ---------------------------------------------------------------

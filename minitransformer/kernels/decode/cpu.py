@@ -1,7 +1,7 @@
-"""One token through the blocks of a GPT, in Numba: matrix-vector products, each reading its weights once.
+"""One token through a GPT, in Numba: matrix-vector products, each reading its weights once.
 
 At one token a step the weights are read for next to no arithmetic, so the time is that of memory, if only nothing
-else costs: here all blocks are one call. On the calling thread.
+else costs: here all of it is one call. On the calling thread.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from numba import boolean, float64, int64, njit, void
 
 from minitransformer.errors import DTypeError
 from minitransformer.kernels.compiled import kernel
-from minitransformer.kernels.decode.step import NOWHERE, Blocks, Step, check
+from minitransformer.kernels.decode.step import NOWHERE, Step, Weights, check
 from minitransformer.kernels.simd import (
     broadcast,
     exp,
@@ -201,8 +201,10 @@ def _attend(
 @kernel(
     lambda T: void(
         T[:, ::1],
+        T[:, ::1],
         T[::1],
         int64[:, ::1],
+        int64[::1],
         T[:, :, :, :, ::1],
         T[:, :, :, :, ::1],
         int64,
@@ -218,10 +220,12 @@ def _attend(
         int64,
     )
 )
-def _step_blocks(
+def _next_logits(
     x: Any,
+    logits: Any,
     anchor: Any,
     table: Any,
+    ends: Any,
     keys: Any,
     values: Any,
     H: Any,
@@ -238,11 +242,13 @@ def _step_blocks(
 ) -> None:
     """A row of `table` says where the weights of a block are, counted from the first number of `anchor`.
 
-    Arrays that there are not have size 0. `first` is the first key within reach.
+    `ends` says the same of the head. Arrays that there are not have size 0. `first` is the first key within reach.
     """
     B, C = x.shape
     K, capacity, D = keys.shape[2], keys.shape[3], keys.shape[4]
     S = stored + 1
+    V = logits.shape[1]
+    out = logits.reshape(logits.size)
     flat, k, v = x.reshape(x.size), keys.reshape(keys.size), values.reshape(values.size)
     normed, merged = np.empty(C, x.dtype), np.empty(C, x.dtype)
     packed, scores = np.empty((H + 2 * K) * D, x.dtype), np.empty(S, x.dtype)
@@ -275,6 +281,10 @@ def _step_blocks(
                 for i in range(F):
                     inner[i] = 0 if inner[i] <= 0 else inner[i]
             _products(inner, 0, anchor, down, C, F, flat, b * C, down_bias, True)
+    norm, norm_bias, head = ends
+    for b in range(B):
+        _norm(flat, b * C, C, anchor, norm, norm_bias, centred, eps, normed)
+        _products(normed, 0, anchor, head, V, C, out, b * V, NOWHERE, False)
 
 
 _NO_FLOAT64 = np.empty(0)
@@ -282,32 +292,36 @@ _NO_BOOL = np.empty(0, bool)
 _NOTHING = {np.dtype(np.float32): np.empty(0, np.float32), np.dtype(np.float64): _NO_FLOAT64}
 
 
-def step_blocks(x: np.ndarray, blocks: Blocks, keys: np.ndarray, values: np.ndarray, step: Step) -> None:
-    """See `reference.step_blocks`. x and the cache must be contiguous, for they are written to."""
-    check(x, blocks, keys, values, step)
+def next_logits(x: np.ndarray, weights: Weights, keys: np.ndarray, values: np.ndarray, step: Step) -> np.ndarray:
+    """See `reference.next_logits`. x and the cache must be contiguous, for they are written to."""
+    check(x, weights, keys, values, step)
     for name, array in (("x", x), ("keys", keys), ("values", values)):
-        if not array.flags.carray or array.dtype != blocks.dtype or array.dtype not in _NOTHING:
+        if not array.flags.carray or array.dtype != weights.dtype or array.dtype not in _NOTHING:
             problem = f"{name} is {array.dtype} with strides {array.strides}, expected contiguous, writable floats"
-            raise DTypeError("step_blocks", problem, f"Pass the cache's own arrays and blocks of {array.dtype}")
+            raise DTypeError("next_logits", problem, f"Pass the cache's own arrays and weights of {array.dtype}")
     nothing = _NOTHING[x.dtype]
     cos, sin = nothing, nothing
     if step.rotation is not None:
         cos, sin = (np.require(part, x.dtype, ["C", "A", "W"]).reshape(-1) for part in step.rotation)
-    _step_blocks(
+    logits = np.empty((len(x), weights.V), x.dtype)
+    _next_logits(
         x,
-        blocks.anchor,
-        blocks.table,
+        logits,
+        weights.anchor,
+        weights.table,
+        weights.ends,
         keys,
         values,
-        blocks.H,
-        blocks.F,
+        weights.H,
+        weights.F,
         step.stored,
         0 if step.reach is None else max(0, step.stored - step.reach),
         _NO_BOOL if step.visible is None else np.require(step.visible, bool, ["C", "A", "W"]).reshape(-1),
         _NO_FLOAT64 if step.slopes is None else np.require(step.slopes, np.float64, ["C", "A", "W"]),
         cos,
         sin,
-        blocks.norm == "layer",
-        blocks.eps,
-        _ACTIVATIONS[blocks.activation],
+        weights.norm == "layer",
+        weights.eps,
+        _ACTIVATIONS[weights.activation],
     )
+    return logits

@@ -1,7 +1,8 @@
-"""One token through the blocks of a GPT, in NumPy: the specification. Each block is
+"""One token through a GPT, in NumPy: the specification. Each block is
 
     x += attention(norm1(x), keys, values) Wo^T + bo;   x += act(norm2(x) Wu^T + bu) Wd^T + bd
 
+and after them logits = norm(x) W^T,
 as `ops/gpt_block.py` for sequences of one token whose predecessors are in a cache; no dropout, no backward.
 """
 
@@ -9,27 +10,28 @@ from __future__ import annotations
 
 import numpy as np
 
-from minitransformer.kernels.decode.step import Blocks, BlockWeights, Step, check
+from minitransformer.kernels.decode.step import BlockWeights, Step, Weights, check
 
 
-def step_blocks(x: np.ndarray, blocks: Blocks, keys: np.ndarray, values: np.ndarray, step: Step) -> None:
-    """Move the rows x (B, C) through the blocks, in place; their keys and values go to slot `step.stored`.
+def next_logits(x: np.ndarray, weights: Weights, keys: np.ndarray, values: np.ndarray, step: Step) -> np.ndarray:
+    """Logits (B, V) of the embedded tokens x (B, C), which are moved through the blocks in place.
 
-    `keys` and `values` are (layers, B, K, capacity, D), of which the first `stored` slots are filled. Raises
-    `ShapeError` for what does not fit together.
+    Their keys and values go to slot `step.stored`. `keys` and `values` are (layers, B, K, capacity, D), of which
+    the first `stored` slots are filled. Raises `ShapeError` for what does not fit together.
     """
-    check(x, blocks, keys, values, step)
-    for weights, own_keys, own_values in zip(blocks.weights, keys, values, strict=True):
-        _block(x, blocks, weights, own_keys, own_values, step)
+    check(x, weights, keys, values, step)
+    for block, own_keys, own_values in zip(weights.blocks, keys, values, strict=True):
+        _move(x, weights, block, own_keys, own_values, step)
+    return _norm(x, weights.head.norm, weights.head.norm_bias, weights) @ weights.head.head.T
 
 
-def _block(
-    x: np.ndarray, blocks: Blocks, weights: BlockWeights, keys: np.ndarray, values: np.ndarray, step: Step
+def _move(
+    x: np.ndarray, weights: Weights, block: BlockWeights, keys: np.ndarray, values: np.ndarray, step: Step
 ) -> None:
-    H, K, D = blocks.H, blocks.K, blocks.D
+    H, K, D = weights.H, weights.K, weights.D
     B, C = x.shape
     S = step.stored + 1
-    packed = _linear(_norm(x, weights.norm1, weights.norm1_bias, blocks), weights.qkv, weights.qkv_bias)
+    packed = _linear(_norm(x, block.norm1, block.norm1_bias, weights), block.qkv, block.qkv_bias)
     heads = packed.reshape(B, H + 2 * K, D)
     if step.rotation is not None:
         cos, sin = (part[:, None] for part in step.rotation)
@@ -51,18 +53,18 @@ def _block(
     total = p.sum(axis=-1, keepdims=True)
     p /= np.where(total == 0, 1, total)  # a row without keys has output 0
     merged = np.einsum("bkgs,bksd->bkgd", p, values[:, :, :S]).reshape(B, C)
-    x += _linear(merged, weights.proj, weights.proj_bias)
-    inner = _linear(_norm(x, weights.norm2, weights.norm2_bias, blocks), weights.up, weights.up_bias)
-    x += _linear(_activate(inner, blocks.activation), weights.down, weights.down_bias)
+    x += _linear(merged, block.proj, block.proj_bias)
+    inner = _linear(_norm(x, block.norm2, block.norm2_bias, weights), block.up, block.up_bias)
+    x += _linear(_activate(inner, weights.activation), block.down, block.down_bias)
 
 
 def _linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
     return x @ weight.T if bias is None else x @ weight.T + bias
 
 
-def _norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, blocks: Blocks) -> np.ndarray:
-    centred = x if blocks.norm == "rms" else x - x.mean(axis=-1, keepdims=True)
-    out = centred / np.sqrt((centred * centred).mean(axis=-1, keepdims=True) + blocks.eps) * weight
+def _norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, weights: Weights) -> np.ndarray:
+    centred = x if weights.norm == "rms" else x - x.mean(axis=-1, keepdims=True)
+    out = centred / np.sqrt((centred * centred).mean(axis=-1, keepdims=True) + weights.eps) * weight
     return out if bias is None else out + bias
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from operator import is_ as _is
+from collections.abc import Iterator, Sequence
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,6 +31,14 @@ class BlockWeights(NamedTuple):
     down_bias: np.ndarray | None
 
 
+class HeadWeights(NamedTuple):
+    """The parameters between the last block and the logits of V tokens. The norm is of the blocks' kind."""
+
+    norm: np.ndarray  # (C,)
+    norm_bias: np.ndarray | None
+    head: np.ndarray  # (V, C)
+
+
 def block_shapes(H: int, K: int, D: int, F: int, activation: str) -> tuple[tuple[int, ...], ...]:
     """The shapes of `BlockWeights` for H heads of width D, K key heads and a feed-forward width of F."""
     C, rows = H * D, (H + 2 * K) * D
@@ -38,16 +46,16 @@ def block_shapes(H: int, K: int, D: int, F: int, activation: str) -> tuple[tuple
     return (C,), (C,), (rows, C), (rows,), (C, C), (C,), (C,), (C,), (up, C), (up,), (C, F), (C,)
 
 
-class Blocks:
-    """The weights of a model's blocks for `step_blocks`, of one shape and dtype, checked once for many steps.
+class Weights:
+    """The weights of a model for `next_logits`, its blocks of one shape, all of one dtype: checked once for many steps.
 
-    A step reads the arrays as they then are. Those that are not contiguous or of another dtype are copied, so
-    whoever keeps a `Blocks` asks `hold` before every step.
+    Arrays that are contiguous and of that dtype are read as they are at each step, others are copied now.
     """
 
     def __init__(
         self,
-        weights: Sequence[BlockWeights],
+        blocks: Sequence[BlockWeights],
+        head: HeadWeights,
         dtype: np.dtype,
         *,
         num_heads: int,
@@ -59,59 +67,58 @@ class Blocks:
         """`ShapeError` or `ConfigError` for what does not fit together."""
         if norm not in ("layer", "rms") or activation not in ("gelu_tanh", "relu", "swiglu"):
             problem = f"norm is {norm!r} and activation {activation!r}, which are unknown here"
-            raise ConfigError("step_blocks", problem, "Use those of Blocks")
-        if not weights:
-            raise ShapeError("step_blocks", "there are no blocks", "Pass the weights of at least one")
+            raise ConfigError("next_logits", problem, "Use those of Weights")
+        if not blocks:
+            raise ShapeError("next_logits", "there are no blocks", "Pass the weights of at least one")
         self.H, self.K, self.norm, self.eps, self.activation = num_heads, num_kv_heads, norm, float(eps), activation
-        C, self.F = weights[0].norm1.shape[-1], weights[0].down.shape[-1]
+        C, self.F, self.V = blocks[0].norm1.shape[-1], blocks[0].down.shape[-1], len(head.head)
         if num_heads < 1 or num_kv_heads < 1 or num_heads % num_kv_heads or C % num_heads or C == 0:
             problem = f"{num_heads} heads of a width of {C} cannot share {num_kv_heads} key heads evenly"
-            raise ShapeError("step_blocks", problem, "Change the number of heads")
-        self.D = C // num_heads
+            raise ShapeError("next_logits", problem, "Change the number of heads")
+        self.D, self.dtype = C // num_heads, np.dtype(dtype)
         expected = block_shapes(num_heads, num_kv_heads, self.D, self.F, activation)
-        ready = []
-        for block in weights:
-            for name, array, shape in zip(BlockWeights._fields, block, expected, strict=True):
-                if array is None and name.endswith("bias"):
-                    continue
-                if array is None or array.shape != shape:
-                    problem = f"{name} has shape {None if array is None else array.shape}, expected {shape}"
-                    raise ShapeError("step_blocks", problem, "Pass the weights of this model")
-            own: Any = (None if w is None else np.require(w, dtype, ["C", "A", "W"]) for w in block)
-            ready.append(BlockWeights(*own))
-        self.weights, self.dtype = tuple(ready), np.dtype(dtype)
-        self._given = [array for block in weights for array in block]
-        arrays = [array for block in ready for array in block]
-        self._whole = all(a is b for a, b in zip(arrays, self._given, strict=True))
-        self.anchor, self.table = _places(arrays, len(ready))
+        self.blocks = tuple(BlockWeights(*self._ready(block, expected)) for block in blocks)
+        self.head = HeadWeights(*self._ready(head, ((C,), (C,), (self.V, C))))
+        arrays = [array for group in (*self.blocks, self.head) for array in group]
+        self.anchor, places = _places(arrays)
+        last = len(HeadWeights._fields)
+        self.table, self.ends = places[:-last].reshape(len(blocks), -1), places[-last:]
+
+    def _ready(self, weights: Any, shapes: Sequence[tuple[int, ...]]) -> Iterator[Any]:
+        """The arrays as the kernel wants them."""
+        for name, array, shape in zip(weights._fields, weights, shapes, strict=True):
+            if array is None and name.endswith("bias"):
+                yield None
+            elif array is None or array.shape != shape:
+                problem = f"{name} has shape {None if array is None else array.shape}, expected {shape}"
+                raise ShapeError("next_logits", problem, "Pass the weights of this model")
+            else:
+                yield np.require(array, self.dtype, ["C", "A", "W"])
 
     def __reduce__(self) -> Any:
         """A copy has other arrays in other places."""
         settings = self.H, self.K, self.norm, self.eps, self.activation
-        return _make_blocks, (self.weights, self.dtype, *settings)
-
-    def hold(self, arrays: Sequence[np.ndarray | None]) -> bool:
-        """Whether these are the very arrays that a step would read."""
-        return self._whole and len(arrays) == len(self._given) and all(map(_is, arrays, self._given))
+        return _make_weights, (self.blocks, self.head, self.dtype, *settings)
 
 
-def _make_blocks(weights: Any, dtype: np.dtype, H: int, K: int, norm: str, eps: float, activation: str) -> Blocks:
-    return Blocks(weights, dtype, num_heads=H, num_kv_heads=K, norm=norm, eps=eps, activation=activation)
+def _make_weights(
+    blocks: Any, head: HeadWeights, dtype: np.dtype, H: int, K: int, norm: str, eps: float, activation: str
+) -> Weights:
+    return Weights(blocks, head, dtype, num_heads=H, num_kv_heads=K, norm=norm, eps=eps, activation=activation)
 
 
 NOWHERE = -1  # in the table, for an array that there is not
 
 
-def _places(arrays: Sequence[np.ndarray | None], rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """The array at the lowest address, flat, and how many numbers behind it each begins, in `rows` rows.
+def _places(arrays: Sequence[np.ndarray | None]) -> tuple[np.ndarray, np.ndarray]:
+    """The array at the lowest address, flat, and how many numbers behind it each begins.
 
     A kernel gets to all arrays from one: as many arguments as arrays would take as long as the arithmetic.
     """
     addresses = [None if a is None else a.__array_interface__["data"][0] for a in arrays]
-    anchor = min((a for a in arrays if a is not None), key=lambda a: a.__array_interface__["data"][0])
-    origin = anchor.__array_interface__["data"][0]
-    table = [NOWHERE if a is None else (a - origin) // anchor.itemsize for a in addresses]
-    return anchor.reshape(-1), np.array(table, np.int64).reshape(rows, -1)
+    origin, anchor = min(((p, a) for p, a in zip(addresses, arrays, strict=True) if a is not None), key=itemgetter(0))
+    places = [NOWHERE if p is None else (p - origin) // anchor.itemsize for p in addresses]
+    return anchor.reshape(-1), np.array(places, np.int64)
 
 
 class Step(NamedTuple):
@@ -124,24 +131,24 @@ class Step(NamedTuple):
     rotation: tuple[np.ndarray, np.ndarray] | None = None  # cosines and sines (B, D / 2)
 
 
-def check(x: np.ndarray, blocks: Blocks, keys: np.ndarray, values: np.ndarray, step: Step) -> None:
+def check(x: np.ndarray, weights: Weights, keys: np.ndarray, values: np.ndarray, step: Step) -> None:
     """`ShapeError` or `RangeError` if anything would be read or written out of place."""
     B = len(x) if x.ndim else 0
-    S, D = step.stored + 1, blocks.D
+    S, D = step.stored + 1, weights.D
     capacity = keys.shape[3] if keys.ndim == 5 else 0
     pairs = [
-        (x, (B, blocks.H * D)),
-        (keys, (len(blocks.weights), B, blocks.K, capacity, D)),
+        (x, (B, weights.H * D)),
+        (keys, (len(weights.blocks), B, weights.K, capacity, D)),
         (values, keys.shape),
         (step.visible, (B, S)),
-        (step.slopes, (blocks.H,)),
+        (step.slopes, (weights.H,)),
     ]
     pairs += [(part, (B, D // 2)) for part in step.rotation or ()]
     for array, shape in pairs:
         if array is not None and array.shape != shape:
             problem = f"got an array of shape {array.shape}, expected {shape}"
-            raise ShapeError("step_blocks", problem, "Pass what Blocks and Step say")
+            raise ShapeError("next_logits", problem, "Pass what Weights and Step say")
     if not 0 <= step.stored < capacity:
-        raise RangeError("step_blocks", f"slot {step.stored} is not in a cache of {capacity}", "Make the cache larger")
+        raise RangeError("next_logits", f"slot {step.stored} is not in a cache of {capacity}", "Make the cache larger")
     if step.rotation is not None and D % 2:
-        raise ShapeError("step_blocks", f"heads of width {D} cannot be rotated in pairs", "Use an even width")
+        raise ShapeError("next_logits", f"heads of width {D} cannot be rotated in pairs", "Use an even width")
