@@ -53,11 +53,11 @@ STAGES: dict[str, list[Stage]] = {
     "kernels/philox.py": [["tests/kernels/test_pointwise_cpu.py"], COMPILED_ATTENTION],
     **{
         f"kernels/simd/{name}.py": [["tests/kernels/test_simd.py"], COMPILED_ROWS, COMPILED_ATTENTION]
-        for name in ("__init__", "arithmetic", "functions", "registers")
+        for name in ("__init__", "arithmetic", "functions", "registers", "tiles")
     },
     **{
         f"kernels/attention/{name}.py": [COMPILED_ATTENTION, of_ops("attention"), MODELS]
-        for name in ("backward", "cpu", "forward", "layout", "rules", "tiles")
+        for name in ("backward", "cpu", "forward", "layout", "rules")
     },
     **{
         f"kernels/attention/{name}.py": [USERS_FUNCTIONS, COMPILED_ATTENTION]

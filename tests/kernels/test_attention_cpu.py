@@ -308,7 +308,7 @@ def test_nothing_is_touched_beyond_the_arrays(name: str, layout: str, dtype: Any
 
 ASSEMBLY = """
 import re
-from minitransformer.kernels.attention.tiles import ROWS
+from minitransformer.kernels.simd.tiles import ROWS
 from minitransformer.kernels.compiled import all_kernels
 for job in all_kernels():
     if job.name.startswith("attention.") and job.name.endswith("float32"):

@@ -27,7 +27,6 @@ from minitransformer.kernels.attention.tile_rules import (
     masked_part,
     span_together,
 )
-from minitransformer.kernels.attention.tiles import first_line, from_lanes, product, routine, to_lanes
 from minitransformer.kernels.compiled import kernel
 from minitransformer.kernels.simd import (
     exp_low,
@@ -42,6 +41,7 @@ from minitransformer.kernels.simd import (
     sum_lanes,
     zeros,
 )
+from minitransformer.kernels.simd.tiles import first_line, from_lanes, product, routine, to_lanes
 
 KEYS = 64  # of a block: its scores and their gradients stay in the first cache
 

@@ -19,10 +19,10 @@ from minitransformer.kernels.attention.mods import Cells, cells_to_check, check_
 from minitransformer.kernels.attention.problem import Problem
 from minitransformer.kernels.attention.reference import Gradients, allowed, weights_backward, weights_forward
 from minitransformer.kernels.attention.rules import Sizes, reach_of, rules_of
-from minitransformer.kernels.attention.tiles import LINE
 from minitransformer.kernels.attention.user_code import Refusal, tile_code
 from minitransformer.kernels.entrance import entrance
 from minitransformer.kernels.simd import REGISTER_BITS
+from minitransformer.kernels.simd.tiles import LINE
 from minitransformer.threads import split
 
 __all__ = ["allowed", "backward", "forward", "weights_backward", "weights_forward"]

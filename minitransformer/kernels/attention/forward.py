@@ -23,9 +23,9 @@ from minitransformer.kernels.attention.tile_rules import (
     masked_part,
     span_together,
 )
-from minitransformer.kernels.attention.tiles import first_line, from_lanes, product, routine, to_lanes
 from minitransformer.kernels.compiled import kernel
 from minitransformer.kernels.simd import exp_low, lanes, load, log, select_less, splat, store, store_some, zeros
+from minitransformer.kernels.simd.tiles import first_line, from_lanes, product, routine, to_lanes
 
 KEYS = 128  # of a block: its scores stay in the first cache, and m rarely changes between blocks
 

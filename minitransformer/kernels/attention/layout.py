@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import int64, types
 
-from minitransformer.kernels.attention.tiles import routine
+from minitransformer.kernels.simd.tiles import routine
 
 
 class Layout(NamedTuple):

@@ -13,10 +13,10 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from minitransformer.kernels.attention.tiles import from_lanes, routine, to_lanes
 from minitransformer.kernels.philox import philox
 from minitransformer.kernels.simd import exp_low, lanes, load, select_less, splat, store, tanh
 from minitransformer.kernels.simd.registers import intrinsic, pointer_to
+from minitransformer.kernels.simd.tiles import from_lanes, routine, to_lanes
 
 _PART = 16  # keys: what is masked at the ends of a tile is left out by so many
 

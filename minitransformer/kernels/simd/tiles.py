@@ -1,4 +1,4 @@
-"""The two routines that do the arithmetic of attention: a tile of a matrix product, and a transposition.
+"""The two routines that do the arithmetic of matrices: a tile of a product, and a transposition.
 
 Both are written as LLVM code once per compiled kernel and called, so that what they keep in registers stays there
 and a kernel with seven products compiles one. Positions are flat, and nothing is checked.
@@ -13,8 +13,19 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, register_jitable
 
-from minitransformer.kernels.simd import REGISTER_BITS, Vector, lanes, load, splat
-from minitransformer.kernels.simd.registers import call, filled, first_of, pointer_to, spread, suffix
+from minitransformer.kernels.simd.registers import (
+    REGISTER_BITS,
+    Vector,
+    call,
+    filled,
+    first_of,
+    lanes,
+    load,
+    pointer_to,
+    splat,
+    spread,
+    suffix,
+)
 
 # A tile is ROWS x 2 registers of sums. AVX-512 and NEON have 32 registers, older x86 has 16, and two rows of B and
 # one number of A must find a place too.
