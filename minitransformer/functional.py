@@ -36,6 +36,7 @@ __all__ = [
     "kl_div",
     "layer_norm",
     "linear",
+    "linear_attention",
     "log_softmax",
     "matmul",
     "maximum",
@@ -188,6 +189,27 @@ def flex_attention(
     problem = problem._replace(mask=mask, dropout_key=random.next_key() if dropout_p else None)
     out, lse = OPS["attention"](query, key, value, None, problem=problem)
     return (out, lse) if need_lse else out
+
+
+def linear_attention(
+    query: Any, key: Any, value: Any, *, is_causal: bool = False, feature_map: str | None = "elu"
+) -> Tensor:
+    """Attention with weights phi(q) . phi(k) in place of a softmax's (Katharopoulos et al. 2020).
+
+        out_t = sum_s (phi(q_t) . phi(k_s)) v_s / sum_s phi(q_t) . phi(k_s)
+
+    over all keys, or over s <= t with `is_causal`, which needs as many keys as queries. Time and memory grow with
+    T + S, not with T * S. query (B, H, T, D), key (B, K, S, D), value (B, K, S, Dv), all float32 or float64; K = H,
+    or a divisor of H, whose key heads are shared. Returns (B, H, T, Dv).
+
+    phi(x) = elu(x) + 1 for "elu". With `feature_map=None` phi is the identity: `query` and `key` are features that
+    you have made, as by your own map. Weights should then not be negative: where they add up to nearly 0, the result
+    is anything. A query whose weights add up to exactly 0 (no keys, or all weights underflown) gets output 0 and
+    gradient 0. With `is_causal`, NaN or infinity in a key or value reaches also a few outputs before it, as 0 * NaN.
+
+    Raises ShapeError, DTypeError or ConfigError before any number is computed.
+    """
+    return OPS["linear_attention"](query, key, value, is_causal=is_causal, feature_map=feature_map)
 
 
 def _items(op: str, name: str, values: Any) -> Sequence[Any]:

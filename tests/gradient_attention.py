@@ -1,4 +1,4 @@
-"""Attention's lines of the gradient table: every option, alone and with others."""
+"""The lines of the gradient table for attention, every option alone and with others, and for linear attention."""
 
 from __future__ import annotations
 
@@ -129,3 +129,32 @@ def attention_cases() -> list[Case]:
 
 def attention_weights_cases() -> list[Case]:
     return [attention(weights=True, **options) for options in ATTENTION]
+
+
+def linear(B: int, H: int, K: int, T: int, S: int, D: int, Dv: int, *, empty: bool = False, **options: Any) -> Case:
+    """A case of `linear_attention`. Features that are given as they are are positive."""
+    q, k, v = (RNG.standard_normal(shape) for shape in ((B, H, T, D), (B, K, S, D), (B, K, S, Dv)))
+    if "feature_map" in options:
+        q, k = abs(q) + 0.1, abs(k) + 0.1
+    return case(q, k, v, empty=empty, **options)
+
+
+def without_weights() -> Case:
+    """The weights of one query, and of all queries for one key, underflow to 0, and so they do nearby."""
+    c = linear(1, 2, 1, 4, 4, 3, 2, is_causal=True)
+    c.inputs[0][0, 0, 1] = c.inputs[1][0, 0, 2] = -2000
+    return c
+
+
+def linear_attention_cases() -> list[Case]:
+    sizes = [(2, 2, 2, 4, 4, 3, 3), (1, 4, 2, 3, 3, 2, 4), (1, 1, 1, 1, 1, 1, 1), (1, 2, 1, 33, 33, 2, 1)]
+    return [
+        *(linear(*n, is_causal=causal) for n in sizes for causal in (False, True)),
+        *(linear(*n, is_causal=causal, feature_map=None) for n in sizes for causal in (False, True)),
+        linear(1, 3, 1, 2, 5, 3, 2),
+        linear(2, 2, 2, 3, 0, 2, 2),
+        linear(1, 2, 1, 0, 3, 2, 2),
+        linear(1, 2, 2, 3, 3, 2, 0, is_causal=True, empty=True),
+        linear(0, 2, 1, 3, 3, 2, 2, is_causal=True, empty=True),
+        without_weights(),
+    ]

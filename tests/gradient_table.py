@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from checker import Case, case
-from gradient_attention import attention_cases, attention_weights_cases
+from gradient_attention import attention_cases, attention_weights_cases, linear_attention_cases
 from gradient_block import block_cases
 
 from minitransformer.random import DrawKey
@@ -285,6 +285,7 @@ def table() -> dict[str, list[Case]]:
     ]
     lines["attention"] = attention_cases()
     lines["attention_weights"] = attention_weights_cases()
+    lines["linear_attention"] = linear_attention_cases()
     lines["gpt_block"] = block_cases()
     return lines
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from minitransformer.kernels.attention import reference as attention
 from minitransformer.kernels.decode.step import BlockWeights, HeadWeights, Step, Weights, block_shapes
+from minitransformer.kernels.linear_attention import reference as linear_attention
 from minitransformer.kernels.rowwise import reference as rowwise
 from minitransformer.random import DrawKey
 from minitransformer.testing.calls import attended
@@ -152,6 +153,36 @@ def _weights_backward(rng: np.random.Generator, dtype: Any) -> list[Call]:
     return calls
 
 
+def _linear_attention(rng: np.random.Generator, dtype: Any) -> list[Call]:
+    """q, k, v, whether causal, and the map; lengths about chunks and registers, and none."""
+    calls: list[Call] = []
+    for B, H, K, T, S, D, E in (
+        (1, 1, 1, 1, 1, 1, 1),
+        (2, 4, 2, 70, 70, 33, 5),
+        (1, 2, 1, 3, 40, 7, 16),
+        (1, 2, 2, 4, 0, 2, 3),
+    ):
+        for feature_map in ("elu", None):
+            for causal in (False, True)[: 1 + (T == S)]:
+                q, k, v = (
+                    _normal(rng, dtype, B, H, T, D),
+                    _normal(rng, dtype, B, K, S, D),
+                    _normal(rng, dtype, B, K, S, E),
+                )
+                if feature_map is None:
+                    q, k = abs(q), abs(k)
+                calls.append(((q, k, v, causal, feature_map), {}))
+    return calls
+
+
+def _linear_attention_backward(rng: np.random.Generator, dtype: Any) -> list[Call]:
+    calls: list[Call] = []
+    for (q, k, v, *settings), _ in _linear_attention(rng, dtype):
+        out, den = linear_attention.forward(q, k, v, *settings)
+        calls.append(((_normal(rng, dtype, *out.shape), q, k, v, out, den, *settings), {}))
+    return calls
+
+
 def _allowed(rng: np.random.Generator, dtype: Any) -> list[Call]:
     drawn = [args for args, _ in _attention(rng, dtype)]
     return [((problem, len(q), q.shape[2], k.shape[2]), {}) for q, k, _, _, _, problem in drawn]
@@ -190,6 +221,7 @@ CALLS: dict[str, dict[str, Callable[..., list[Call]]]] = {
         "weights_backward": _weights_backward,
     },
     "decode": {"next_logits": _steps},
+    "linear_attention": {"forward": _linear_attention, "backward": _linear_attention_backward},
     "optimizer": {
         "sgd_step": lambda rng, dtype: (
             _optimizer(1, _SGD)(rng, dtype)

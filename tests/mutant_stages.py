@@ -12,6 +12,7 @@ MODELS: Stage = ["tests/nn", "tests/models/test_gpt.py", "tests/models/test_gene
 PEERS: Stage = ["tests/peers/test_ops_torch.py", "tests/peers/test_attention_torch.py"]
 COMPILED_ROWS: Stage = ["tests/kernels/test_rowwise_cpu.py", "tests/kernels/test_pointwise_cpu.py"]
 COMPILED_ATTENTION: Stage = ["tests/kernels/test_attention_cpu.py"]
+LINEAR_ATTENTION: Stage = ["tests/ops/test_ops_linear_attention.py", "tests/kernels/test_linear_attention_cpu.py"]
 USERS_FUNCTIONS: Stage = ["tests/kernels/test_attention_mods.py"]
 OPTIMIZERS: list[Stage] = [
     [
@@ -44,6 +45,7 @@ STAGES: dict[str, list[Stage]] = {
     "ops/embedding.py": [LAYERS, of_ops("embedding"), ["tests/models/test_gpt_messages.py"], MODELS],
     "ops/gpt_block.py": [["tests/models/test_gpt_block.py"], of_ops("gpt_block"), MODELS],
     "ops/linear.py": [LAYERS, of_ops("linear", "matmul", "einsum", "products"), TENSORS, PEERS],
+    "ops/linear_attention.py": [LINEAR_ATTENTION, of_ops("linear_attention")],
     "ops/loss.py": [LAYERS, of_ops("loss", "kl_div", "cross_entropy"), ["tests/models/test_gpt.py"], PEERS],
     "ops/norm.py": [LAYERS, of_ops("norm"), PEERS],
     "ops/position.py": [LAYERS, of_ops("rope"), MODELS],
@@ -65,6 +67,10 @@ STAGES: dict[str, list[Stage]] = {
     },
     **{
         f"kernels/decode/{name}.py": [["tests/kernels/test_decode.py"], MODELS] for name in ("cpu", "reference", "step")
+    },
+    **{
+        f"kernels/linear_attention/{name}.py": [LINEAR_ATTENTION, of_ops("linear_attention")]
+        for name in ("cpu", "reference", "sweep")
     },
     **{
         f"kernels/pointwise/{name}.py": [["tests/kernels/test_pointwise_cpu.py"], GRADIENTS]

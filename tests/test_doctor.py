@@ -24,7 +24,10 @@ from minitransformer.doctor.text import facts_text
 from minitransformer.kernels import compiled, store
 
 ROOT = Path(mt.__file__).parent.parent
-KERNELS = [f"{family} kernels, cpu" for family in ("attention", "decode", "optimizer", "pointwise", "rowwise")]
+KERNELS = [
+    f"{family} kernels, cpu"
+    for family in ("attention", "decode", "linear_attention", "optimizer", "pointwise", "rowwise")
+]
 CHECKS = ["random numbers", "BLAS", "attention", *KERNELS, "training", "checkpoint", "working folder"]
 
 
@@ -63,7 +66,7 @@ def test_the_report_as_text(capsys: pytest.CaptureFixture[str], folder: Path, mo
     assert [margin for margin in margins if margin in sections] == sections
     assert f"numpy {np.__version__}" in out and "OPENBLAS_VERBOSE=0" in out
     assert re.findall(r"^  (\w+) +(.+?) +\d+\.\d\d s$", out, re.M) == [("ok", name) for name in CHECKS]
-    assert re.fullmatch(r"all 11 checks passed in \d+\.\d s", out.splitlines()[-1])
+    assert re.fullmatch(rf"all {len(CHECKS)} checks passed in \d+\.\d s", out.splitlines()[-1])
     assert list(folder.iterdir()) == []
 
 
@@ -235,5 +238,5 @@ def test_a_terminal_gets_a_bar_and_fits_80_columns() -> None:
     os.close(parent)
     assert process.returncode == 0
     text = shown.decode()
-    assert re.search(r"checking 2/11 \|.*\|, attention", text)
+    assert re.search(rf"checking 2/{len(CHECKS)} \|.*\|, attention", text)
     assert max(len(line) for line in re.split(r"[\r\n]+", text) if "/" not in line) <= 80

@@ -172,6 +172,8 @@ BREAKS = [
     ("attention kernels, cpu", scaled("attention", "forward")),
     ("attention kernels, cpu", scaled("attention", "backward")),
     ("decode kernels, cpu", scaled("decode", "next_logits")),
+    ("linear_attention kernels, cpu", scaled("linear_attention", "forward")),
+    ("linear_attention kernels, cpu", scaled("linear_attention", "backward")),
     ("optimizer kernels, cpu", nan_kernel),
     ("optimizer kernels, cpu", wrong_kernel),
     ("pointwise kernels, cpu", scaled("pointwise", "gelu_tanh_bias_backward")),

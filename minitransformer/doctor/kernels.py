@@ -59,6 +59,14 @@ CALLS: dict[str, list[Call]] = {
         Call("weights_backward", "BHTT BHTT BHTD BKTD -", (_PROBLEM,)),
     ],
     "decode": [Call("next_logits", "step")],
+    "linear_attention": [
+        call
+        for settings in ((True, "elu"), (False, None))
+        for call in (
+            Call("forward", "BHTD BKTD BKTE", settings),
+            Call("backward", "BHTE BHTD BKTD BKTE BHTE BHT", settings),
+        )
+    ],
     "optimizer": [
         Call("sgd_step", "P P -", (), {**_STEP, "momentum": 0.0}, 0),
         Call("sgd_step", "P P P", (), {**_STEP, "momentum": 0.9}, 0),

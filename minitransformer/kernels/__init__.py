@@ -25,6 +25,7 @@ from minitransformer.errors import ConfigError, nearest
 FAMILIES: dict[str, tuple[str, ...]] = {
     "attention": ("cpu", "reference"),
     "decode": ("cpu", "reference"),
+    "linear_attention": ("cpu", "reference"),
     "optimizer": ("cpu", "reference"),
     "pointwise": ("cpu", "reference"),
     "rowwise": ("cpu", "reference"),

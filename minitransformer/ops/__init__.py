@@ -8,6 +8,7 @@ from minitransformer.ops import (  # noqa: F401  (importing a module registers i
     embedding,
     gpt_block,
     linear,
+    linear_attention,
     loss,
     norm,
     position,

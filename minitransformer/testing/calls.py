@@ -197,6 +197,20 @@ def weighted(rng: np.random.Generator) -> Inputs:
     return [q, k, lse, bias], settings
 
 
+def linearly_attended(rng: np.random.Generator) -> Inputs:
+    """Without a map, features are positive; with it, the weights of one query may underflow."""
+    B, K, groups, T, S, D, Dv = some(rng, 7)
+    causal, mapped = rng.random(2) < 0.5
+    S = T if causal else S
+    q, k = (rng.standard_normal(shape) for shape in ((B, K * groups, T, D), (B, K, S, D)))
+    if not mapped:
+        q, k = abs(q) + 0.1, abs(k) + 0.1
+    elif rng.random() < 0.3:
+        q[:, :, 0] = -2000
+    settings = {"is_causal": bool(causal), "feature_map": "elu" if mapped else None}
+    return [q, k, rng.standard_normal((B, K, S, Dv))], settings
+
+
 def classified(rng: np.random.Generator) -> Inputs:
     B, T, V = some(rng, 3)
     reduction = ["mean", "sum", "none"][rng.integers(3)]
@@ -274,6 +288,7 @@ CALLS: dict[str, Callable[[np.random.Generator], Inputs]] = {
     "kl_div": diverging,
     "layer_norm": normed(2),
     "linear": layer,
+    "linear_attention": linearly_attended,
     "log": positive,
     "log_softmax": along,
     "matmul": products,

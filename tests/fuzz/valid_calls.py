@@ -252,6 +252,9 @@ VALID: dict[str, Callable[[], Valid]] = {
     "functional.kl_div": lambda: call(F.kl_div, leaf(2, 3), leaf(2, 3), reduction="batchmean", log_target=True),
     "functional.layer_norm": lambda: call(F.layer_norm, leaf(2, 3, 4), (3, 4), leaf(3, 4), leaf(3, 4), 1e-5),
     "functional.linear": lambda: call(F.linear, leaf(2, 3), leaf(4, 3), leaf(4)),
+    "functional.linear_attention": lambda: call(
+        F.linear_attention, leaf(2, 4, 3, 4), leaf(2, 2, 3, 4), leaf(2, 2, 3, 5), is_causal=True, feature_map="elu"
+    ),
     "functional.log_softmax": lambda: call(F.log_softmax, leaf(2, 3), dim=0),
     "functional.matmul": lambda: call(F.matmul, leaf(2, 2, 3), leaf(3)),
     "functional.maximum": lambda: call(F.maximum, leaf(2, 3), leaf(2, 3)),

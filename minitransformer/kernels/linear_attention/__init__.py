@@ -1,0 +1,1 @@
+"""Linear attention, causal or not: time and memory grow with the length, not with its square."""
