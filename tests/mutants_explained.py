@@ -33,6 +33,11 @@ EXPLAINED: dict[tuple[str, str, str], str] = {
         "weights = scores - np.where(np.isneginf(lse.real), lse.dtype.type(1), lse)[..., None]",
     ): "in a row without keys every score is -inf or masked, and so is -inf - 1",
     (
+        "kernels/linear_attention/cpu.py",
+        "flat = (a.reshape(-1) for a in (dout, out, den, h))",
+        "flat = (a.reshape(-2) for a in (dout, out, den, h))",
+    ): ANY_NEGATIVE,
+    (
         "kernels/optimizer/cpu.py",
         "if factor < 1:",
         "if factor <= 1:",

@@ -63,7 +63,7 @@ def backward(
     for_dq = Sides(dh, z, y, _rows(dq, k, slope))
     for_dk = Sides(z, dh, x, _rows(dk, k, slope))
     for_dv = Sides(y, x, dh._replace(width=E), _rows(dv, k, PLAIN))
-    per_task = q.shape[1] // max(k.shape[1], 1) * q.shape[2]  # queries
+    per_task = q.shape[1] // k.shape[1] * q.shape[2]  # queries
 
     def run(begin: int, stop: int) -> None:
         flat = (a.reshape(-1) for a in (dout, out, den, h))
@@ -77,8 +77,9 @@ def backward(
 
 
 def _rows(array: np.ndarray, k: np.ndarray, form: int) -> Rows:
+    """Those of a contiguous array, in tasks of a head of k each."""
     _, heads, length, width = array.shape
-    return Rows(heads // max(k.shape[1], 1), length, width, width, form)
+    return Rows(heads // k.shape[1], length, width, width, form)
 
 
 def _sweep(

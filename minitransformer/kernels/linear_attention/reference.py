@@ -76,7 +76,7 @@ def _in_groups(x: np.ndarray, k: np.ndarray) -> np.ndarray:
 
 def _with_ones(v: np.ndarray) -> np.ndarray:
     """A 1 at the end of each row: its weighted sum is the sum of the weights."""
-    return np.concatenate([v, np.ones_like(v[..., :1], shape=(*v.shape[:-1], 1))], axis=-1)
+    return np.concatenate([v, np.ones((*v.shape[:-1], 1), v.dtype)], axis=-1)
 
 
 def _divided(x: np.ndarray, den: np.ndarray) -> np.ndarray:

@@ -2,12 +2,12 @@
 
     out_t = sum_s (x_t . y_s) z_s,    s over all rows of y and z, or s <= t, or s >= t
 
-All rows: the state sum_s y_s z_s^T first, then out = x state. Causal: in chunks of tokens, with the state of the chunks
-before,
+Over all rows, the state sum_s y_s z_s^T comes first, then out = x state. Over s <= t, tokens go in chunks, with the
+state of the chunks before:
 
     out = [x | tril(x y^T)] [state; z],    then state += y^T z
 
-so that each chunk is one product. s >= t is the same read backwards. Time and memory grow with the length alone.
+s >= t is the same with time running backwards. Scratch memory is a few chunks and the state, whatever the length.
 """
 
 from __future__ import annotations
@@ -67,9 +67,9 @@ _SIDES = types.NamedUniTuple(_ROWS, len(Sides._fields), Sides)
 
 def scratch_size(sides: Sides, lanes: int) -> int:
     """How many numbers of scratch memory `sweep` needs."""
-    X = sides.x.width + 1
+    X = sides.x.width + 1  # with a 1 at the end, if at all
     X_wide, Z_wide = (-(-n // lanes) * lanes for n in (X, sides.z.width))
-    return CHUNK * (X + CHUNK) + (X + 2 * CHUNK) * Z_wide + (3 * CHUNK + 1) * X_wide + 2 * LINE
+    return (X + 2 * CHUNK) * Z_wide + (3 * CHUNK + 1) * X_wide + CHUNK + CHUNK * (X + CHUNK) + LINE
 
 
 @routine
@@ -187,14 +187,14 @@ def sweep(
     X = sides.x.width + (1 if sides.x.form == WITH_ONE else 0)
     X_wide, Z_wide = (X + L - 1) // L * L, (sides.z.width + L - 1) // L * L
     x_step, divided = X + CHUNK, sides.out.form == DIVIDED
-    state = first_line(w)
-    z_rows = state + X * Z_wide
+    state = first_line(w)  # (X, Z_wide)
+    z_rows = state + X * Z_wide  # (CHUNK, Z_wide), as are the next
     o_rows = z_rows + CHUNK * Z_wide
-    yt = o_rows + CHUNK * Z_wide
-    y_rows = yt + CHUNK * X_wide
-    sums = y_rows + (CHUNK + 1) * X_wide
-    den = sums + CHUNK * X_wide
-    x_rows = den + CHUNK
+    yt = o_rows + CHUNK * Z_wide  # (X_wide, CHUNK)
+    y_rows = yt + CHUNK * X_wide  # (CHUNK, X_wide)
+    sums = y_rows + (CHUNK + 1) * X_wide  # (CHUNK, X_wide), and in front of it the sum of y before the chunk
+    den = sums + CHUNK * X_wide  # (CHUNK,)
+    x_rows = den + CHUNK  # (CHUNK, X + CHUNK)
     for task in range(begin, stop):
         w[state:z_rows] = 0
         w[sums - X_wide : sums] = 0
@@ -222,7 +222,7 @@ def sweep(
                         if divided:
                             _add_up(w, y_rows, n, X_wide, sums)
                     _weigh(w, x_rows, X, yt, state, o_rows, Z_wide, n, j == 0)
-                    if i == sides.x.heads - 1:
+                    if i == sides.x.heads - 1:  # no head is left that wants the state as it was
                         product(w, y_rows, 1, X_wide, w, z_rows, Z_wide, w, state, Z_wide, n, X, Z_wide // L, True)
                 if divided:
                     for r in range(n):
