@@ -25,7 +25,7 @@ HOUSE = """
     ops.arithmetic ops.shape ops.reduce ops.linear ops.activation ops.dropout
     ops.norm ops.embedding ops.position ops.attention ops.linear_attention ops.feedforward ops.loss
     ops.encoder_layer ops.decoder_layer ops.gpt_block ops
-    functional
+    functional.attention functional/
 
     nn.module nn/
 

@@ -8,6 +8,7 @@ from minitransformer import functional as F
 from minitransformer.autograd import Tensor
 from minitransformer.checks import check_flag, check_size, shown
 from minitransformer.errors import ConfigError, DTypeError
+from minitransformer.functional.attention import refuse
 from minitransformer.nn.dropout import call_site
 from minitransformer.nn.kv_cache import KVCache
 from minitransformer.nn.linear import Linear, as_sequence
@@ -76,7 +77,7 @@ class MultiHeadAttention(Module):
         layer `cache_layer`, and all of them are attended to. With `need_weights` also returns the weights
         (B, H, T, S).
         """
-        F.refuse("MultiHeadAttention", unexpected)
+        refuse("MultiHeadAttention", unexpected)
         if key is None and value is not None:
             raise ConfigError("MultiHeadAttention", "got a value without a key", "Pass both, or neither")
         if key is not None and (cache is not None or rope_positions is not None):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from minitransformer import functional as F
 from minitransformer.autograd import Tensor
 from minitransformer.checks import check_flag
+from minitransformer.functional.attention import refuse
 from minitransformer.nn.attention import MultiHeadAttention
 from minitransformer.nn.dropout import Dropout
 from minitransformer.nn.feed_forward import FeedForward
@@ -44,7 +44,7 @@ class DecoderLayer(Module):
 
         `mask` is for self-attention (B, H, T, T), `memory_mask` for attention to memory (B, H, T, S).
         """
-        F.refuse("DecoderLayer", unexpected)
+        refuse("DecoderLayer", unexpected)
         if self.norm_first:
             x = x + self.dropout1(self.attn(self.norm1(x), attn_mask=mask))
             x = x + self.dropout2(self.cross_attn(self.norm2(x), memory, attn_mask=memory_mask))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from minitransformer import functional as F
 from minitransformer.autograd import Tensor
 from minitransformer.checks import check_flag
+from minitransformer.functional.attention import refuse
 from minitransformer.nn.attention import MultiHeadAttention
 from minitransformer.nn.dropout import Dropout
 from minitransformer.nn.feed_forward import FeedForward
@@ -39,7 +39,7 @@ class EncoderLayer(Module):
 
     def forward(self, x: Tensor, mask: Any = None, **unexpected: Any) -> Tensor:
         """(B, T, C) -> (B, T, C); `mask` as in `F.scaled_dot_product_attention`."""
-        F.refuse("EncoderLayer", unexpected)
+        refuse("EncoderLayer", unexpected)
         if self.norm_first:
             x = x + self.dropout1(self.attn(self.norm1(x), attn_mask=mask))
             return x + self.dropout2(self.ffn(self.norm2(x)))

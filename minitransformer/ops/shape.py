@@ -42,6 +42,13 @@ class Choice(NamedTuple):
     condition: np.ndarray
 
 
+def check_items(op: str, name: str, values: Any) -> Sequence[Any]:
+    """`values`, one by one as they are; `DTypeError` for what is no list or tuple."""
+    if not isinstance(values, (list, tuple)):
+        raise DTypeError(op, f"{name} is {shown(values)}, expected a list or tuple", f"Pass {name} as [a, b]")
+    return values
+
+
 def check_shape(op: str, shape: Any, least: int = 0) -> tuple[int, ...]:
     """`shape` as a tuple of ints from `least`; `DTypeError`, or `ShapeError` for sizes that no array has."""
     if not isinstance(shape, (tuple, list)) or not all(map(is_integer, shape)):
