@@ -5,6 +5,7 @@ from __future__ import annotations
 ROWS = "rows are (N, C), whose last axis is axis 1"
 EVIDENCE = "how far apart differences may be to count as evidence is no promise"
 ANY_NEGATIVE = "NumPy takes any negative size for -1"
+NOTHING_CUT = "it begins with registers of which all lanes stay"
 
 EXPLAINED: dict[tuple[str, str, str], str] = {
     (
@@ -37,6 +38,21 @@ EXPLAINED: dict[tuple[str, str, str], str] = {
         "flat = (a.reshape(-1) for a in (dout, out, den, h))",
         "flat = (a.reshape(-2) for a in (dout, out, den, h))",
     ): ANY_NEGATIVE,
+    (
+        "kernels/linear_attention/sweep.py",
+        "for c in range((n + 1) // L * L, registers * L, L):",
+        "for c in range(1 // L * L, registers * L, L):",
+    ): NOTHING_CUT,
+    (
+        "kernels/linear_attention/sweep.py",
+        "for c in range((n + 1) // L * L, registers * L, L):",
+        "for c in range(n // L * L, registers * L, L):",
+    ): NOTHING_CUT,
+    (
+        "kernels/linear_attention/sweep.py",
+        "for c in range((n + 1) // L * L, registers * L, L):",
+        "for c in range((n - 1) // L * L, registers * L, L):",
+    ): NOTHING_CUT,
     (
         "kernels/optimizer/cpu.py",
         "if factor < 1:",

@@ -18,6 +18,7 @@ from against_reference import (
     check_refusals,
     machine_code,
 )
+from guarded import CONTIGUOUS, needs_guard_pages
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -166,6 +167,21 @@ def test_the_map_where_it_bends() -> None:
         _, den = module.forward(np.zeros_like(x), x, x, False, "elu")
         expected = [1, 1, 1, 1, 4, math.exp(-3), math.exp(-700), 0, 1e30]
         np.testing.assert_allclose(den[:, 0, 0], expected, rtol=1e-14)
+
+
+@needs_guard_pages
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("causal", [False, True])
+def test_scratch_memory_is_large_enough(causal: bool, dtype: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is made inside ends at a page that nobody may touch."""
+    for widths in ((1, 1), (33, 5), (32, 64)):
+        calls = arguments(1, 2, 1, 70, 70, *widths, causal, "elu")
+        expected = both(cpu, *calls, dtype)
+        with monkeypatch.context() as patch:
+            put = CONTIGUOUS["ends at a guard"]
+            patch.setattr(np, "empty", lambda shape, dtype, put=put: put(np.zeros(shape, dtype), True))
+            got = both(cpu, *calls, dtype)
+        assert [x.tobytes() for x in got] == [x.tobytes() for x in expected]
 
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="reads the names of x86 instructions")

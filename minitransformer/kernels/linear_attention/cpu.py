@@ -25,6 +25,7 @@ from minitransformer.kernels.linear_attention.sweep import (
     upstream,
 )
 from minitransformer.kernels.simd import REGISTER_BITS
+from minitransformer.kernels.simd.tiles import LINE
 from minitransformer.threads import split
 
 _SMALL = 1_000_000  # multiplications, a tenth of a millisecond: to hand over less does not pay
@@ -94,8 +95,10 @@ def _sweep(
     begin: int,
     stop: int,
 ) -> None:
-    scratch = np.empty(scratch_size(sides, REGISTER_BITS // 8 // x.itemsize), x.dtype)
-    sweep(scratch, *(a.reshape(-1) for a in (x, y, z, out, beside)), sides, causal, backwards, begin, stop)
+    size = scratch_size(sides, REGISTER_BITS // 8 // x.itemsize) + LINE // x.itemsize
+    sweep(
+        np.empty(size, x.dtype), *(a.reshape(-1) for a in (x, y, z, out, beside)), sides, causal, backwards, begin, stop
+    )
 
 
 def _in_tasks(q: np.ndarray, k: np.ndarray, v: np.ndarray, run: Callable[[int, int], None]) -> None:

@@ -32,7 +32,7 @@ from minitransformer.kernels.simd import (
     sum_lanes,
     zeros,
 )
-from minitransformer.kernels.simd.tiles import LINE, ROWS, first_line, product, routine, to_lanes
+from minitransformer.kernels.simd.tiles import ROWS, first_line, product, routine, to_lanes
 
 CHUNK = 32  # tokens, a multiple of a register
 
@@ -66,10 +66,10 @@ _SIDES = types.NamedUniTuple(_ROWS, len(Sides._fields), Sides)
 
 
 def scratch_size(sides: Sides, lanes: int) -> int:
-    """How many numbers of scratch memory `sweep` needs."""
+    """How many numbers of scratch memory `sweep` needs, which it uses from the first cache line on."""
     X = sides.x.width + 1  # with a 1 at the end, if at all
     X_wide, Z_wide = (-(-n // lanes) * lanes for n in (X, sides.z.width))
-    return (X + 2 * CHUNK) * Z_wide + (3 * CHUNK + 1) * X_wide + CHUNK + CHUNK * (X + CHUNK) + LINE
+    return (X + 2 * CHUNK) * Z_wide + (3 * CHUNK + 1) * X_wide + CHUNK + CHUNK * (X + CHUNK)
 
 
 @routine
