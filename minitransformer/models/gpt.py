@@ -9,7 +9,7 @@ import numpy as np
 
 from minitransformer import functional as F
 from minitransformer import random
-from minitransformer.autograd import Tensor, as_array
+from minitransformer.autograd import Tensor, as_array, is_grad_enabled
 from minitransformer.checks import check_size, shown
 from minitransformer.errors import AllocationError, ConfigError, DTypeError, RangeError, ShapeError
 from minitransformer.generate import generate
@@ -155,7 +155,9 @@ class GPT(Model):
         elif config.positions == "sinusoidal":
             x = x + self._sinusoids[positions].astype(x.dtype)
         x = self.dropout(x)
-        problem = self._problem(x, attention) if cache is None else None
+        problem = None
+        if cache is None or (stored == T and not is_grad_enabled()):
+            problem = self._problem(x, attention)
         for layer, block in enumerate(self.blocks):
             x = block(x, problem, **attention, cache_layer=layer)
         if cache is not None:

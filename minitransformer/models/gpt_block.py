@@ -13,11 +13,12 @@ from minitransformer.models.gpt_config import GPTConfig
 from minitransformer.nn.attention import MultiHeadAttention
 from minitransformer.nn.dropout import Dropout, call_site
 from minitransformer.nn.feed_forward import FeedForward
+from minitransformer.nn.kv_cache import KVCache
 from minitransformer.nn.linear import Linear
 from minitransformer.nn.module import Module
 from minitransformer.nn.norm import LayerNorm, RMSNorm
 from minitransformer.ops.dropout import check_rate
-from minitransformer.ops.gpt_block import BlockOptions
+from minitransformer.ops.gpt_block import BlockOptions, gpt_block_forward
 from minitransformer.random import DrawKey
 
 
@@ -40,12 +41,13 @@ class GPTBlock(Module):
         self.dropout2 = Dropout(config.dropout)
 
     def forward(self, x: Tensor, problem: Problem | None = None, **attention: Any) -> Tensor:
-        """By hand where that can be. A cache has no gradient, so what fills it is composed.
+        """By hand where that can be.
 
-        `problem` is what `attention` asks for, without dropout; it serves all layers of a model.
+        `problem` is what `attention` asks for, without dropout; it serves all layers of a model. With a cache it is
+        for one that is empty, and there are no gradients.
         """
         if problem is not None and self.runs_by_hand():
-            return self.by_hand(x, problem, attention["rope_positions"])
+            return self.by_hand(x, problem, attention["rope_positions"], attention["cache"], attention["cache_layer"])
         return self.composed(x, **attention)
 
     def runs_by_hand(self) -> bool:
@@ -64,7 +66,9 @@ class GPTBlock(Module):
         x = x + self.dropout1(self.attn(self.norm1(x), **attention))
         return x + self.dropout2(self.ffn(self.norm2(x)))
 
-    def by_hand(self, x: Tensor, problem: Problem, rope_positions: np.ndarray | None) -> Tensor:
+    def by_hand(
+        self, x: Tensor, problem: Problem, rope_positions: np.ndarray | None, cache: KVCache | None, layer: int
+    ) -> Tensor:
         """The same through `ops/gpt_block.py`, to rounding, with the same dropout masks."""
         attn, ffn = self.attn, self.ffn
         if self.training and attn.dropout_rate:
@@ -81,7 +85,12 @@ class GPTBlock(Module):
             dropout1=_draw(self.dropout1),
             dropout2=_draw(self.dropout2),
         )
-        return OPS["gpt_block"](x, *self.weights(), options=options)
+        if cache is None:
+            return OPS["gpt_block"](x, *self.weights(), options=options)
+        weights: Any = (None if w is None else w.data for w in self.weights())
+        out, block = gpt_block_forward(x.data, *weights, options=options)
+        cache.append(layer, Tensor(block.qkv[1]), Tensor(block.qkv[2]))
+        return Tensor(out)
 
     def weights(self) -> tuple[Parameter | None, ...]:
         """The parameters in the order of `BlockWeights`."""

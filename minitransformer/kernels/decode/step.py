@@ -92,6 +92,8 @@ class Weights:
             elif array is None or array.shape != shape:
                 problem = f"{name} has shape {None if array is None else array.shape}, expected {shape}"
                 raise ShapeError("next_logits", problem, "Pass the weights of this model")
+            elif array.flags.carray and array.dtype == self.dtype:
+                yield array
             else:
                 yield np.require(array, self.dtype, ["C", "A", "W"])
 
