@@ -29,7 +29,7 @@ from minitransformer.kernels.simd.registers import (
 
 # A tile is ROWS x 2 registers of sums. AVX-512 and NEON have 32 registers, older x86 has 16, and two rows of B and
 # one number of A must find a place too.
-ROWS = 8 if REGISTER_BITS == 512 or platform.machine() in ("arm64", "aarch64") else 6
+ROWS = 12 if REGISTER_BITS == 512 or platform.machine() in ("arm64", "aarch64") else 6
 
 # A function that is compiled into the kernels that call it, and nothing else: njit would also compile what it takes to
 # call it from Python, which is a quarter of the time.
