@@ -7,9 +7,10 @@ result, the number of threads does not.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from functools import partial
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -73,6 +74,7 @@ class TrainStep:
         self.schedule = config.learning_rate_schedule()
         keep_freed_memory()
         self.gradient = np.zeros_like(optimizer.flat.data)  # of the last step, in the order of the flat buffer
+        self._views = optimizer.flat.views(self.gradient)
         self._kwargs = {"label_smoothing": config.label_smoothing} if config.label_smoothing else {}
 
     def __call__(self, batches: Sequence[Batch], step: int) -> StepResult:
@@ -94,23 +96,25 @@ class TrainStep:
             raise self._failure(f"the gradient of {name} is not finite at step {step + 1}", batches, step)
         self.optimizer.lr = self.schedule(step)
         self.optimizer.step(self.gradient)
-        with np.errstate(all="ignore"):
-            square = np.dot(data, data)  # tells in one pass, unless it overflows by itself
-        if not np.isfinite(square) and (spoilt := self._first_bad(data)):
+        # One pass tells, unless the square overflows by itself.
+        if not np.isfinite(kernel.squared_norm(data)) and (spoilt := self._first_bad(data)):
             raise NonFiniteError("train", f"the update of step {step + 1} {self._update(spoilt)}", LOWER_RATE)
         return StepResult(float(loss), float(norm))
 
     def _accumulate(self, batches: Sequence[Batch], step: int) -> float:
         """Fill `gradient` with that of the mean loss over all targets of all batches; returns that loss."""
         shards = self._shards(batches)
-        loss = 0.0
-        for index, (share, gradient) in enumerate(self.workers.run(partial(self._run, s, step) for s in shards)):
+        loss, total = 0.0, None
+        for share, gradients in self.workers.run(partial(self._run, s, step) for s in shards):
             loss += share
-            if index == 0:
-                self.gradient = gradient
+            if total is None:
+                total = gradients
             else:
-                _add(self.gradient, gradient)
-            del gradient
+                _add(total, gradients, self._views)
+                total = self._views
+            del gradients
+        if total is not None and total is not self._views:
+            _add(total, None, self._views)
         return loss
 
     def gradient_error(self, batches: Sequence[Batch], step: int) -> float:
@@ -132,12 +136,12 @@ class TrainStep:
             first += len(next(iter(batch.values())))
         return shards
 
-    def _run(self, shard: Shard, step: int) -> tuple[float, np.ndarray]:
-        """This shard's part of the mean loss and of its gradient, flat."""
+    def _run(self, shard: Shard, step: int) -> tuple[float, list[np.ndarray]]:
+        """This shard's part of the mean loss and of its gradient."""
         with random.scope(self.config.seed, step, shard.first_row):
             loss = self._loss(shard)
             gradients = grad(loss, self.optimizer.flat.params, gradient=shard.weight)
-        return loss.item() * shard.weight, np.concatenate([g.reshape(-1) for g in gradients])
+        return loss.item() * shard.weight, gradients
 
     def _loss(self, shard: Shard) -> Tensor:
         return self.model(**shard.rows, **self._kwargs).loss
@@ -173,9 +177,18 @@ class TrainStep:
         return None
 
 
-def _add(total: np.ndarray, more: np.ndarray) -> None:
-    """total += more, on all threads: memory is what that waits for."""
-    split(total.size, lambda first, last: np.add(total[first:last], more[first:last], out=total[first:last]))
+def _add(left: Sequence[np.ndarray], right: Sequence[np.ndarray] | None, out: Sequence[np.ndarray]) -> None:
+    """out = left + right array by array, or `left` alone, on all threads: memory is what that waits for."""
+    ends = list(accumulate(a.size for a in out))
+
+    def add(first: int, last: int) -> None:
+        for i in range(bisect_right(ends, first), bisect_right(ends, last)):
+            if right is None:
+                out[i][...] = left[i]
+            else:
+                np.add(left[i], right[i], out=out[i])
+
+    split(ends[-1], add)
 
 
 def evaluate(model: Model, batches: Iterable[Batch], workers: Workers) -> float:

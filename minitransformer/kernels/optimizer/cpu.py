@@ -128,7 +128,11 @@ def clip_(gradient: np.ndarray, max_norm: float) -> float:
     norm = math.sqrt(squared_norm(gradient))
     factor = clip_factor(norm, max_norm)
     if factor < 1:
-        gradient *= factor
+
+        def scale(part: slice, _: bool) -> None:
+            gradient[part] *= factor
+
+        _in_parts("clip_", gradient.size, 0, scale)
     return norm
 
 

@@ -45,11 +45,12 @@ def accumulation_averages_means(right: Any, self: Any, batches: Any) -> Any:
 def clipped_before_accumulation_ends(right: Any, self: Any, batches: Any, step: int) -> float:
     kernel = serve("optimizer", self.gradient)
     loss, total = 0.0, np.zeros_like(self.gradient)
-    for share, gradient in self.workers.run(partial(self._run, shard, step) for shard in self._shards(batches)):
+    for share, gradients in self.workers.run(partial(self._run, shard, step) for shard in self._shards(batches)):
         loss += share
+        gradient = np.concatenate([g.reshape(-1) for g in gradients])
         kernel.clip_(gradient, self.config.grad_clip or np.inf)
         total += gradient
-    self.gradient = total
+    self.gradient[:] = total
     return loss
 
 
