@@ -39,7 +39,6 @@ COPIED = (
     "minitransformer_pytest.py",
     "tests",
     "docs",
-    "examples",
     "README.md",
     "setup.cfg",
     "pyproject.toml",

@@ -59,7 +59,7 @@ def test_the_report_as_text(capsys: pytest.CaptureFixture[str], folder: Path, mo
     monkeypatch.setenv("OPENBLAS_VERBOSE", "0")
     assert cli() == 0
     out, err = capsys.readouterr()
-    assert err == ""
+    assert all(line.startswith("compiling ") for line in err.splitlines())  # whatever nobody has compiled before
     assert out.startswith(f"minitransformer {mt.__version__} on Python {sys.version.split()[0]},")
     margins = [line[:12].strip() for line in out.splitlines() if not line.startswith(" ")]
     sections = ["versions", "processor", "memory", "disk", "BLAS", "threads", "environment", "kernels", "CUDA"]
