@@ -67,9 +67,14 @@ class GPTBlock(Module):
         return x + self.dropout2(self.ffn(self.norm2(x)))
 
     def by_hand(
-        self, x: Tensor, problem: Problem, rope_positions: np.ndarray | None, cache: KVCache | None, layer: int
+        self,
+        x: Tensor,
+        problem: Problem,
+        rope_positions: np.ndarray | None,
+        cache: KVCache | None = None,
+        layer: int = 0,
     ) -> Tensor:
-        """The same through `ops/gpt_block.py`, to rounding, with the same dropout masks."""
+        """The same through `ops/gpt_block.py`, to rounding, with the same dropout masks; fills a cache's `layer`."""
         attn, ffn = self.attn, self.ffn
         if self.training and attn.dropout_rate:
             rate = check_rate("attention", attn.dropout_rate)
