@@ -13,7 +13,7 @@ PEERS: Stage = ["tests/peers/test_ops_torch.py", "tests/peers/test_attention_tor
 COMPILED_ROWS: Stage = ["tests/kernels/test_rowwise_cpu.py", "tests/kernels/test_pointwise_cpu.py"]
 COMPILED_ATTENTION: Stage = ["tests/kernels/test_attention_cpu.py"]
 LINEAR_ATTENTION: Stage = ["tests/ops/test_ops_linear_attention.py", "tests/kernels/test_linear_attention_cpu.py"]
-USERS_FUNCTIONS: Stage = ["tests/kernels/test_attention_mods.py"]
+USERS_FUNCTIONS: Stage = ["tests/kernels/test_attention_mods.py", "tests/kernels/test_attention_mods_compiled.py"]
 OPTIMIZERS: list[Stage] = [
     [
         "tests/kernels/test_optimizer.py",

@@ -93,9 +93,8 @@ class GPT(Model):
         """
         ids = _ids("input_ids", input_ids)
         B, T = ids.shape
-        if cache is not None and not isinstance(cache, KVCache):
-            problem = f"cache is {shown(cache)}, expected a KVCache"
-            raise DTypeError("GPT", problem, "Make it with model.make_cache(batch_size)")
+        if cache is not None:
+            _check_cache(cache)
         if labels is not None and targets is not None:
             raise DTypeError("GPT", "got both labels and targets", "labels are shifted inside, targets are already")
         past = 0 if cache is None else cache.length
@@ -199,6 +198,7 @@ class GPT(Model):
 
     def steps(self, cache: KVCache) -> Steps | None:
         """A faster way to feed one token a row than calling the model; None where only the model itself will do."""
+        _check_cache(cache)
         own = type(self).forward is GPT.forward and type(self)._logits is GPT._logits and "forward" not in vars(self)
         return Steps(self, cache) if own and can_step(self, cache.keys.shape[1]) else None
 
@@ -221,6 +221,12 @@ def _ids(name: str, ids: Any, shape: tuple[int, int] | None = None) -> np.ndarra
     if array.shape[1] == 0:
         raise ShapeError("GPT", f"{name} hold no tokens, shape {array.shape}", "Pass at least one token per row")
     return array
+
+
+def _check_cache(cache: Any) -> None:
+    if not isinstance(cache, KVCache):
+        problem = f"cache is {shown(cache)}, expected a KVCache"
+        raise DTypeError("GPT", problem, "Make it with model.make_cache(batch_size)")
 
 
 def _attention_mask(mask: Any, B: int, S: int) -> np.ndarray | None:

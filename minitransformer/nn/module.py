@@ -66,7 +66,7 @@ class Module:
     def train(self, mode: bool = True) -> Module:
         """Switch dropout on (or off) in this module and all below it."""
         check_flag("train", "mode", mode)
-        for module in _below(self, {}).values():
+        for _, module in self.named_modules():
             module.training = mode
         return self
 
@@ -142,22 +142,6 @@ def _some(names: list[Any]) -> str:
     if not names:
         return "none"
     return ", ".join(map(str, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def _below(value: Any, found: dict[int, Module]) -> dict[int, Module]:
-    """`found`, and every Module in `value`, also in lists and dicts: `_walk` without names, in a tenth of its time."""
-    parts: Iterable[Any] = value
-    if isinstance(value, Module):
-        if id(value) in found:
-            return found
-        found[id(value)] = value
-        parts = vars(value).values()
-    elif isinstance(value, dict):
-        parts = value.values()
-    for part in parts:
-        if isinstance(part, (Module, list, tuple, dict)):
-            _below(part, found)
-    return found
 
 
 def _children(value: Any) -> Iterable[tuple[str, Any]]:

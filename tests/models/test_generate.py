@@ -190,6 +190,8 @@ def test_steps_refuse_what_the_model_refuses(ids: list[int], message: str) -> No
             steps(np.array(ids))
     with pytest.raises(RangeError, match=f"^GPT: .*{message}"):
         steps(np.array(ids))
+    with pytest.raises(DTypeError, match=r"^GPT: cache is 'x', expected a KVCache"):
+        model.steps("x")
     assert cache.length == (BLOCK if message == "long" else 0)
 
 
