@@ -127,7 +127,7 @@ def differentiate(
     w[ones : ones + W] = 1
     for task in range(begin, stop):
         b, kh = task // sizes.K, task % sizes.K
-        fill_spans(spans, reach, b, sizes.T, S)
+        fill_spans(spans, reach, b, sizes.T, 0, S)
         w[dk_rows : dk_rows + S * (D_wide + E_wide)] = 0
         for h in range(kh * group, (kh + 1) * group):
             for t in range(0, sizes.T, W):

@@ -14,6 +14,7 @@ import numpy as np
 from minitransformer.kernels.attention import backward as _backward
 from minitransformer.kernels.attention import forward as _forward
 from minitransformer.kernels.attention import reference
+from minitransformer.kernels.attention.few import merge, parts_of
 from minitransformer.kernels.attention.layout import BackwardLayouts, Layouts, lay_out
 from minitransformer.kernels.attention.mods import Cells, cells_to_check, check_derivative
 from minitransformer.kernels.attention.problem import Problem
@@ -49,14 +50,20 @@ def forward(
     if out is None:
         out = np.empty((*q.shape[:3], sizes.E), q.dtype)
     lse = np.empty(q.shape[:3], q.dtype)
-    memory, layouts = zip(*map(lay_out, (q, k, v, out)), strict=True)
-    arrays = *memory, lse.reshape(-1), Layouts(*layouts)
-    settings = reach_of(problem), sizes, float(problem.scale), rules
+    parts = parts_of(sizes)
+    part_outs, part_lses = out, lse
+    if parts > 1:
+        part_outs, part_lses = (np.empty((parts * sizes.B, *x.shape[1:]), x.dtype) for x in (out, lse))
+    memory, layouts = zip(*map(lay_out, (q, k, v, part_outs)), strict=True)
+    arrays = *memory, part_lses.reshape(-1), Layouts(*layouts)
+    settings = reach_of(problem), sizes, float(problem.scale), rules, parts
 
     def run(begin: int, stop: int) -> None:
         kernel(*_scratch(_forward.scratch_size, sizes, q.dtype), *arrays, *settings, begin, stop)
 
-    _split(sizes, run)
+    _split(sizes, parts, run)
+    if parts > 1:
+        merge(part_outs.reshape(parts, *out.shape), part_lses.reshape(parts, *lse.shape), out, lse)
     if code is not None and code.failed[0]:  # it raises in Python too, where it can be seen
         return reference.forward(q, k, v, bias, out, problem)
     return out, lse
@@ -99,7 +106,7 @@ def backward(
     def run(begin: int, stop: int) -> None:
         kernel(*_scratch(_backward.scratch_size, sizes, q.dtype), *arrays, *settings, begin, stop)
 
-    _split(sizes, run)
+    _split(sizes, 1, run)
     if code is not None and code.failed[0]:
         return reference.backward(dout, dlse, q, k, v, bias, out, lse, dq, dk, dv, problem)
     return Gradients(dq, dk, dv, None if bias is None else dbias)
@@ -119,9 +126,9 @@ def _scores_of(q: np.ndarray, k: np.ndarray, problem: Problem, cells: Cells) -> 
     return scores
 
 
-def _split(sizes: Sizes, run: Callable[[int, int], None]) -> None:
+def _split(sizes: Sizes, parts: int, run: Callable[[int, int], None]) -> None:
     """Run all tasks, on several threads if there is so much to do that handing it over pays."""
-    tasks = sizes.B * sizes.K
+    tasks = parts * sizes.B * sizes.K
     if sizes.B * sizes.H * sizes.T * sizes.S * (sizes.D + sizes.E) < _SMALL:
         run(0, tasks)
     else:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numba import float64, int64, none, void
 
+from minitransformer.kernels.attention.few import FEW, few_scores, few_sums
 from minitransformer.kernels.attention.layout import LAYOUTS, row_of
 from minitransformer.kernels.attention.rules import REACH, SIZES, Sizes, rules_type
 from minitransformer.kernels.attention.tile_rules import (
@@ -87,10 +88,14 @@ def attend(
     sizes: Any,
     scale: Any,
     rules: Any,
+    parts: Any,
     begin: Any,
     stop: Any,
 ) -> None:
-    """The tasks from `begin` to `stop` of B x K: one key head, and all query heads that share it."""
+    """The tasks from `begin` to `stop` of parts x B x K: one key head, and all query heads that share it.
+
+    Each part attends to its own keys, as if it were B more batch rows of `out` and `lse`.
+    """
     T, L = q.dtype.type, lanes(q)
     W, D, E, S = 2 * L, sizes.D, sizes.E, sizes.S
     group = sizes.H // sizes.K
@@ -101,17 +106,20 @@ def attend(
     qt = f if rules is None else x + KEYS * W
     o = qt + (D + L) * W
     for task in range(begin, stop):
-        b, kh = task // sizes.K, task % sizes.K
-        fill_spans(spans, reach, b, sizes.T, S)
+        row, kh = task // sizes.K, task % sizes.K
+        b, part = row % sizes.B, row // sizes.B
+        fill_spans(spans, reach, b, sizes.T, S * part // parts, S * (part + 1) // parts)
         for h in range(kh * group, (kh + 1) * group):
             for t in range(0, sizes.T, W):
                 queries = min(W, sizes.T - t)
-                query = (b * sizes.H + h) * sizes.T + t  # the tile's first among all
+                query = (row * sizes.H + h) * sizes.T + t  # the tile's first among all
                 registers = (queries + L - 1) // L
                 one = span_together(spans, t, min(L, queries))
                 two = span_together(spans, t + L, queries - L) if registers > 1 else one
                 low, high = min(one[0], two[0]), max(one[1], two[1])
-                to_lanes(q, row_of(at.q, b, h, t), at.q.step, queries, D, w, qt, W, T(scale))
+                q0, few = row_of(at.q, b, h, t), queries <= FEW
+                if not few:
+                    to_lanes(q, q0, at.q.step, queries, D, w, qt, W, T(scale))
                 first = True
                 for block in range(low, high, KEYS):
                     j, keys, masked = block, min(KEYS, high - block), False
@@ -119,7 +127,11 @@ def attend(
                         j, keys, masked = masked_part(rules, b, h, t, queries, j, keys)
                         if keys == 0:
                             continue
-                    product(k, row_of(at.k, b, kh, j), at.k.step, 1, w, qt, W, w, s, W, D, keys, registers, False)
+                    k0, v0 = row_of(at.k, b, kh, j), row_of(at.v, b, kh, j)
+                    if few:
+                        few_scores(q, q0, at.q.step, queries, k, k0, at.k.step, keys, D, T(scale), w, s)
+                    else:
+                        product(k, k0, at.k.step, 1, w, qt, W, w, s, W, D, keys, registers, False)
                     if rules is not None:
                         change_scores(w, s, 0, False, f, x, masked, rules, b, h, t, queries, j, keys)
                     for r in range(registers):
@@ -131,7 +143,10 @@ def attend(
                         draw_factors(w, f, rules, sizes, b, h, t, queries, j, keys)
                         for n in range(0, keys * W, L):
                             store(w, s + n, load(w, s + n) * load(w, f + n))
-                    product(v, row_of(at.v, b, kh, j), 1, at.v.step, w, s, W, w, o, W, keys, E, registers, not first)
+                    if few:
+                        few_sums(w, s, queries, v, v0, at.v.step, keys, E, o, bounds, not first)
+                    else:
+                        product(v, v0, 1, at.v.step, w, s, W, w, o, W, keys, E, registers, not first)
                     first = False
                 if first:  # nothing to attend to
                     w[m : m + W] = -np.inf
@@ -142,12 +157,12 @@ def attend(
                     unit = splat(T(1))
                     store(w, inverse + c, unit / select_less(zeros(w), total, total, unit))
                     store_some(lse, query + c, min(L, queries - c), load(w, m + c) + log(total))
-                from_lanes(w, o, W, out, row_of(at.out, b, h, t), at.out.step, queries, E, w, inverse)
+                from_lanes(w, o, W, out, row_of(at.out, row, h, t), at.out.step, queries, E, w, inverse)
 
 
 def _signature(T: Any, rules: Any) -> Any:
     x = T[::1]
-    return void(x, int64[::1], x, x, x, x, x, LAYOUTS, REACH, SIZES, float64, rules, int64, int64)
+    return void(x, int64[::1], x, x, x, x, x, LAYOUTS, REACH, SIZES, float64, rules, int64, int64, int64)
 
 
 plain = kernel(lambda T: _signature(T, none))(attend)

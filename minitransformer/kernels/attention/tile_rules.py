@@ -22,16 +22,19 @@ _PART = 16  # keys: what is masked at the ends of a tile is left out by so many
 
 
 @routine
-def fill_spans(spans: Any, reach: Any, b: Any, T: Any, S: Any) -> None:
-    """First key and end of the keys of each query of batch row b; without any S and 0, so that they widen no tile."""
+def fill_spans(spans: Any, reach: Any, b: Any, T: Any, low: Any, high: Any) -> None:
+    """First key and end of the keys from `low` to `high` of each query of batch row b.
+
+    Of a query without any they are `high` and 0, so that they widen no tile.
+    """
     offset = reach.offset[b if reach.offset.size > 1 else 0]
-    end = min(S, reach.lengths[b]) if reach.lengths.size else S
+    end = min(high, reach.lengths[b]) if reach.lengths.size else high
     starts, ends = reach.starts, reach.ends
     for t in range(T):
-        first, last = max(t + offset - reach.left, 0), min(t + offset + reach.right + 1, end)
+        first, last = max(t + offset - reach.left, low), min(t + offset + reach.right + 1, end)
         if starts.size:
             first, last = max(first, starts[t]), min(last, ends[t])
-        spans[2 * t] = first if first < last else S
+        spans[2 * t] = first if first < last else high
         spans[2 * t + 1] = last if first < last else 0
 
 
