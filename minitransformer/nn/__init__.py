@@ -8,12 +8,13 @@ from minitransformer.nn.dropout import Dropout
 from minitransformer.nn.embedding import Embedding, SinusoidalPositions
 from minitransformer.nn.encoder_layer import EncoderLayer
 from minitransformer.nn.feed_forward import FeedForward
-from minitransformer.nn.kv_cache import KVCache
+from minitransformer.nn.kv_cache import DecoderCache, KVCache, MemoryCache
 from minitransformer.nn.linear import Linear
 from minitransformer.nn.module import Module
 from minitransformer.nn.norm import LayerNorm, RMSNorm
 
 __all__ = [
+    "DecoderCache",
     "DecoderLayer",
     "Dropout",
     "Embedding",
@@ -22,6 +23,7 @@ __all__ = [
     "KVCache",
     "LayerNorm",
     "Linear",
+    "MemoryCache",
     "Module",
     "MultiHeadAttention",
     "Parameter",

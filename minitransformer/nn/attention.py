@@ -10,7 +10,7 @@ from minitransformer.checks import check_flag, check_size, shown
 from minitransformer.errors import ConfigError, DTypeError
 from minitransformer.functional.attention import refuse
 from minitransformer.nn.dropout import call_site
-from minitransformer.nn.kv_cache import KVCache
+from minitransformer.nn.kv_cache import KVCache, MemoryCache
 from minitransformer.nn.linear import Linear, as_sequence
 from minitransformer.nn.module import Module
 from minitransformer.ops.dropout import check_rate
@@ -65,7 +65,7 @@ class MultiHeadAttention(Module):
         key_lengths: Any = None,
         alibi_slopes: Any = None,
         rope_positions: Any = None,
-        cache: KVCache | None = None,
+        cache: KVCache | MemoryCache | None = None,
         cache_layer: int = 0,
         need_weights: bool = False,
         **unexpected: Any,
@@ -73,31 +73,36 @@ class MultiHeadAttention(Module):
         """(B, T, C) from query (B, T, C), key and value (B, S, C); self-attention if no key is given.
 
         Masks and positions as in `F.scaled_dot_product_attention`. `rope_positions` (T,) or (B, T) turns
-        queries and keys. With `cache` (self-attention only) the new keys and values go behind those of
-        layer `cache_layer`, and all of them are attended to. With `need_weights` also returns the weights
-        (B, H, T, S).
+        queries and keys. In self-attention the new keys and values go behind those that a `KVCache` holds of
+        layer `cache_layer`, and all of them are attended to; with a key, a `MemoryCache` keeps what the first call
+        made of it, and later ones do not look at it. With `need_weights` also returns the weights (B, H, T, S).
         """
         refuse("MultiHeadAttention", unexpected)
         if key is None and value is not None:
             raise ConfigError("MultiHeadAttention", "got a value without a key", "Pass both, or neither")
-        if key is not None and (cache is not None or rope_positions is not None):
-            raise ConfigError(
-                "MultiHeadAttention", "cache and rope_positions belong to self-attention", "Leave out the key"
-            )
+        if key is not None and rope_positions is not None:
+            raise ConfigError("MultiHeadAttention", "rope_positions belong to self-attention", "Leave out the key")
+        kind = KVCache if key is None else MemoryCache
+        if cache is not None and not isinstance(cache, kind):
+            problem = f"cache is {shown(cache)}, expected a {kind.__name__}"
+            raise DTypeError("MultiHeadAttention", problem, "Make it with model.make_cache(batch_size)")
         need_weights = check_flag("MultiHeadAttention", "need_weights", need_weights)
         query = as_sequence("MultiHeadAttention", "query", query, self.d_model)
         key, value = (
             None if x is None else as_sequence("MultiHeadAttention", name, x, self.d_model)
             for name, x in (("key", key), ("value", value))
         )
-        q, k, v = self._project(query, key, value)  # (B, H, T, D), (B, K, S, D) twice
+        made = cache.of(cache_layer) if isinstance(cache, MemoryCache) else None
+        if made is not None:
+            q, (k, v) = self._query(query), made
+        else:
+            q, k, v = self._project(query, key, value)  # (B, H, T, D), (B, K, S, D) twice
         if rope_positions is not None:
             q, k = F.apply_rope(q, rope_positions), F.apply_rope(k, rope_positions)
-        if cache is not None:
-            if not isinstance(cache, KVCache):
-                problem = f"cache is {shown(cache)}, expected a KVCache"
-                raise DTypeError("MultiHeadAttention", problem, "Make it with model.make_cache(batch_size)")
+        if isinstance(cache, KVCache):
             k, v = cache.append(cache_layer, k, v)
+        elif cache is not None:
+            cache.keep(cache_layer, k, v)
         result = F.scaled_dot_product_attention(
             q,
             k,
@@ -128,6 +133,10 @@ class MultiHeadAttention(Module):
             inputs = (query, key, key if value is None else value)
             q, k, v = (F.linear(*each) for each in zip(inputs, weights, biases, strict=True))
         return self._split_heads(q), self._split_heads(k), self._split_heads(v)
+
+    def _query(self, query: Tensor) -> Tensor:
+        C, bias = self.d_model, self.qkv.bias
+        return self._split_heads(F.linear(query, self.qkv.weight[:C], None if bias is None else bias[:C]))
 
     def _split_heads(self, x: Tensor) -> Tensor:
         B, T, width = x.shape

@@ -1,4 +1,4 @@
-"""The key/value cache of a decoder, allocated once."""
+"""What a decoder keeps of the tokens it has read, and of the memory it attends to."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from minitransformer.autograd import Tensor, as_array, cast, check_arrays, check_dtype
 from minitransformer.checks import allocate, check_count, check_size, shown
-from minitransformer.errors import RangeError, ShapeError
+from minitransformer.errors import DTypeError, RangeError, ShapeError
 
 
 class KVCache:
@@ -64,9 +64,7 @@ class KVCache:
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store k, v (B, K, T, D) behind what `layer` holds; returns all its keys and values, as views."""
-        if check_count("KVCache.append", "layer", layer) >= len(self.keys):
-            problem = f"layer is {shown(layer)}, expected 0 to {len(self.keys) - 1}"
-            raise RangeError("KVCache.append", problem, "Make the cache for as many layers as the model has")
+        _checked_layer("KVCache.append", layer, len(self.keys))
         new_k, new_v = as_array("KVCache.append", k), as_array("KVCache.append", v)
         check_arrays("KVCache.append", k=new_k, v=new_v)
         shape = self.keys[layer].shape
@@ -84,6 +82,19 @@ class KVCache:
             store[:, :, self.stored : end] = cast("KVCache.append", new, store.dtype)
         return Tensor(self.keys[layer][:, :, :end]), Tensor(self.values[layer][:, :, :end])
 
+    def select(self, rows: np.ndarray) -> None:
+        """Go on with these rows of the batch (B,), some perhaps twice and others not at all: a step of beam search."""
+        B = self.keys.shape[1]
+        rows = np.asarray(as_array("KVCache.select", rows))
+        if rows.dtype.kind not in "iu" or rows.shape != (B,):
+            problem = f"rows have shape {rows.shape} and dtype {rows.dtype}, expected ({B},) integers"
+            raise ShapeError("KVCache.select", problem, "Give one row of the cache for each of its rows")
+        if B and not 0 <= rows.min() <= rows.max() < B:
+            problem = f"rows are {shown(rows.tolist())}, expected 0 to {B - 1}"
+            raise RangeError("KVCache.select", problem, "Count the rows of the cache from 0")
+        for array in (self.keys, self.values):
+            array[..., : self.stored, :] = array[:, rows, :, : self.stored]
+
     def advance(self, T: int) -> None:
         """Count T tokens as seen, after all layers have stored them."""
         if check_count("KVCache.advance", "T", T) > self.capacity - self.stored:
@@ -91,3 +102,48 @@ class KVCache:
             raise RangeError("KVCache", problem, "Call reserve first")
         self.stored += T
         self.length += T
+
+
+class MemoryCache:
+    """Keys and values (B, K, S, D) of an encoder's output for each layer that attends to it, made once.
+
+    Inference only: what is stored has no gradient.
+    """
+
+    def __init__(self, n_layer: int) -> None:
+        check_size("MemoryCache", n_layer=n_layer)
+        self._pairs: list[tuple[Tensor, Tensor] | None] = [None] * n_layer
+
+    def of(self, layer: int) -> tuple[Tensor, Tensor] | None:
+        """Those of `layer`, None before they were made."""
+        return self._pairs[_checked_layer("MemoryCache", layer, len(self._pairs))]
+
+    def keep(self, layer: int, k: Tensor, v: Tensor) -> None:
+        arrays = as_array("MemoryCache.keep", k), as_array("MemoryCache.keep", v)
+        check_arrays("MemoryCache.keep", k=arrays[0], v=arrays[1])
+        self._pairs[_checked_layer("MemoryCache", layer, len(self._pairs))] = Tensor(arrays[0]), Tensor(arrays[1])
+
+
+class DecoderCache:
+    """The cache of a decoder with attention to an encoder: `own` of its tokens, `memory` of the encoder's."""
+
+    def __init__(self, own: KVCache) -> None:
+        if not isinstance(own, KVCache):
+            raise DTypeError("DecoderCache", f"own is {shown(own)}, expected a KVCache", "Make it with make_cache")
+        self.own, self.memory = own, MemoryCache(len(own.keys))
+
+    @property
+    def length(self) -> int:
+        """How many tokens of the decoder were read."""
+        return self.own.length
+
+    def select(self, rows: np.ndarray) -> None:
+        """Go on with these rows (B,) of the decoder's tokens; each must have the memory of the row it replaces."""
+        self.own.select(rows)
+
+
+def _checked_layer(op: str, layer: int, n_layer: int) -> int:
+    if check_count(op, "layer", layer) >= n_layer:
+        problem = f"layer is {shown(layer)}, expected 0 to {n_layer - 1}"
+        raise RangeError(op, problem, "Make the cache for as many layers as the model has")
+    return layer

@@ -331,6 +331,14 @@ VALID: dict[str, Callable[[], Valid]] = {
         nn.KVCache(1, 2, 2, 4, 3, np.dtype(np.float32)).append, 0, leaf(2, 2, 3, 3), leaf(2, 2, 3, 3)
     ),
     "nn.KVCache.reserve": lambda: call(nn.KVCache(1, 2, 2, 4, 3, np.dtype(np.float32)).reserve, 2, reach=1),
+    "nn.KVCache.select": lambda: call(nn.KVCache(1, 2, 2, 4, 3, np.dtype(np.float32)).select, np.array([1, 1])),
+    "nn.DecoderCache": lambda: call(nn.DecoderCache, nn.KVCache(1, 2, 2, 4, 3, np.dtype(np.float32))),
+    "nn.DecoderCache.select": lambda: call(
+        nn.DecoderCache(nn.KVCache(1, 2, 2, 4, 3, np.dtype(np.float32))).select, np.array([1, 1])
+    ),
+    "nn.MemoryCache": lambda: call(nn.MemoryCache, 2),
+    "nn.MemoryCache.of": lambda: call(nn.MemoryCache(2).of, 1),
+    "nn.MemoryCache.keep": lambda: call(nn.MemoryCache(2).keep, 1, leaf(2, 2, 3, 3), leaf(2, 2, 3, 3)),
     "nn.KVCache.advance": lambda: call(nn.KVCache(1, 2, 2, 4, 3, np.dtype(np.float32)).advance, 2),
     "nn.LayerNorm": lambda: call(nn.LayerNorm, (3, 4), eps=1e-5, bias=True),
     "nn.LayerNorm.forward": lambda: layer(lambda: nn.LayerNorm((3, 4)), leaf(2, 3, 4)),

@@ -254,6 +254,33 @@ def test_a_query_without_keys_gives_the_output_bias() -> None:
     np.testing.assert_array_equal(out.numpy(), np.broadcast_to(layer.out.bias.numpy(), (1, 3, C)))
 
 
+@given(steps=st.lists(st.integers(1, 3), min_size=1, max_size=4), norm_first=st.booleans(), S=st.integers(1, 4))
+def test_a_decoder_layer_fed_in_pieces_is_the_whole(steps: list[int], norm_first: bool, S: int) -> None:
+    layer = nn.DecoderLayer(C, 2, 12, norm_first=norm_first).to("float64").eval()
+    T = sum(steps)
+    x, memory = mt.tensor(values(2, T, C)), mt.tensor(values(2, S, C))
+    memory_mask = np.arange(S) < np.array([1, S])[:, None, None, None]
+    whole = layer(x, memory, memory_mask=memory_mask, is_causal=True).numpy()
+    cache = nn.DecoderCache(nn.KVCache(1, 2, 2, T, C // 2, np.float64))
+    parts, at, given_memory = [], 0, memory
+    for n in steps:
+        parts.append(layer(x[:, at : at + n], given_memory, None, memory_mask, is_causal=True, cache=cache).numpy())
+        cache.own.advance(n)
+        at, given_memory = at + n, mt.tensor(np.full((2, S, C), np.nan))  # it is not read again
+    np.testing.assert_allclose(np.concatenate(parts, axis=1), whole, rtol=0, atol=1e-12)
+
+
+def test_selected_rows_of_a_cache() -> None:
+    cache = small_cache(batch_size=3)
+    keys = mt.tensor(values(3, 2, 2, C // 2).astype(np.float32))
+    cache.append(0, keys, keys)
+    cache.advance(2)
+    cache.select(np.array([2, 0, 2]))
+    np.testing.assert_array_equal(cache.keys[0, :, :, :2], keys.numpy()[[2, 0, 2]])
+    np.testing.assert_array_equal(cache.values[0, :, :, :2], keys.numpy()[[2, 0, 2]])
+    assert cache.length == 2
+
+
 def attend(*shapes: tuple[int, ...], **options: Any) -> Any:
     shapes = shapes or ((2, 3, C),)
     return nn.MultiHeadAttention(C, 2)(*[mt.tensor(np.zeros(s, np.float32)) for s in shapes], **options)
@@ -278,9 +305,31 @@ REFUSED: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: attend((2, 3, C), (2, 3, C), (2, 4, C)), ShapeError, "key and value differ in heads or length"),
     (lambda: attend(value=mt.tensor(np.zeros((2, 3, C)))), ConfigError, "got a value without a key"),
     (
-        lambda: attend((2, 3, C), (2, 3, C), cache=small_cache()),
+        lambda: attend((2, 3, C), (2, 3, C), rope_positions=np.arange(3)),
         ConfigError,
-        "cache and rope_positions belong to self-attention",
+        "rope_positions belong to self-attention",
+    ),
+    (
+        lambda: attend((2, 3, C), (2, 3, C), cache=small_cache()),
+        DTypeError,
+        r"cache is <.*KVCache.*>, expected a MemoryCache",
+    ),
+    (
+        lambda: small_cache().select(np.array([0])),
+        ShapeError,
+        r"rows have shape \(1,\) and dtype int64, expected \(2,\)",
+    ),
+    (lambda: small_cache().select(np.array([0, 2])), RangeError, r"rows are \[0, 2\], expected 0 to 1"),
+    (lambda: nn.DecoderCache(3), DTypeError, "DecoderCache: own is 3, expected a KVCache"),
+    (
+        lambda: attend((2, 3, C), (2, 3, C), cache=nn.DecoderCache(small_cache()).memory, cache_layer=1),
+        RangeError,
+        "MemoryCache: layer is 1, expected 0 to 0",
+    ),
+    (
+        lambda: nn.DecoderLayer(C, 2, 4)(None, None, cache=small_cache()),
+        DTypeError,
+        r"DecoderLayer: cache is <.*KVCache.*>, expected a DecoderCache",
     ),
     (
         lambda: attend(key_padding_mask=np.zeros((2, 3), bool)),
