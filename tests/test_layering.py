@@ -29,7 +29,7 @@ HOUSE = """
 
     nn.module nn/
 
-    checkpoint generate diagnose/ gradients/
+    checkpoint generate/ diagnose/ gradients/
 
     models/
 
