@@ -9,9 +9,9 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterator
 
-import numpy as np
-from material import Lines, bools, call, gpt, ids, inside, leaf, real, tokens
+from material import Lines, bools, call, gpt, inside, leaf, real, tokens
 from valid_layers import LAYERS
+from valid_models import MODELS
 from valid_tensors import TENSORS
 from valid_training import TRAINING
 
@@ -22,46 +22,6 @@ from minitransformer import training
 REFUSED = {"from_pretrained", "data.load_tokenizer", "numpy.arctan", "numpy.sum", "optim.Optimizer"}
 
 VALID: Lines = {
-    "GPT": lambda: call(mt.GPT, mt.GPTConfig(vocab_size=5, block_size=6, n_layer=1, n_head=2, n_embd=4)),
-    "GPT.forward": lambda: call(gpt(), ids(2, 4), attention_mask=np.ones((2, 4), bool), targets=ids(2, 4)),
-    "GPT.forward labels": lambda: call(gpt(positions="rope"), ids(2, 4), labels=ids(2, 4), label_smoothing=0.1),
-    "GPT.forward cache": lambda: call(gpt(), ids(2, 4), cache=gpt().make_cache(2)),
-    "GPT.make_cache": lambda: call(gpt().make_cache, 2, length=4),
-    "GPT.num_targets": lambda: call(gpt().num_targets, targets=ids(2, 4)),
-    "GPT.generate": lambda: call(gpt().generate, ids(2, 3), max_new_tokens=2, seed=1),
-    "GPT.generate sampling": lambda: call(
-        gpt(positions="alibi").generate,
-        ids(2, 3),
-        max_new_tokens=2,
-        do_sample=True,
-        temperature=0.7,
-        top_k=3,
-        top_p=0.9,
-        min_p=0.1,
-        repetition_penalty=1.2,
-        eos_token_id=1,
-        attention_mask=np.ones((2, 3), int),
-        use_cache=False,
-        seed=1,
-    ),
-    "GPTConfig": lambda: call(
-        mt.GPTConfig,
-        vocab_size=5,
-        block_size=6,
-        n_layer=1,
-        n_head=2,
-        n_embd=4,
-        n_kv_head=1,
-        n_inner=8,
-        dropout=0.1,
-        bias=True,
-        positions="rope",
-        norm="rms",
-        ffn="swiglu",
-        attention="window",
-        window=3,
-        tie_weights=False,
-    ),
     "ModelOutput": lambda: call(mt.ModelOutput, loss=leaf(1)),
     "Parameter": lambda: call(mt.Parameter, real(2, 3), requires_grad=True),
     "Tensor": lambda: call(mt.Tensor, real(2, 3), requires_grad=True),
@@ -126,6 +86,7 @@ VALID: Lines = {
     "where": lambda: call(mt.where, bools(2, 3), leaf(2, 3), 0.0),
     **TENSORS,
     **LAYERS,
+    **MODELS,
     **TRAINING,
 }
 
