@@ -6,20 +6,17 @@ from typing import Any
 
 import numpy as np
 
-from minitransformer import random
-from minitransformer.autograd import OPS, Parameter, Tensor, watching
+from minitransformer.autograd import OPS, Parameter, Tensor
 from minitransformer.kernels.attention.problem import Problem
 from minitransformer.models.gpt_config import GPTConfig
 from minitransformer.nn.attention import MultiHeadAttention
-from minitransformer.nn.dropout import Dropout, call_site
+from minitransformer.nn.by_hand import is_untouched, sublayer_weights
+from minitransformer.nn.dropout import Dropout
 from minitransformer.nn.feed_forward import FeedForward
 from minitransformer.nn.kv_cache import KVCache
-from minitransformer.nn.linear import Linear
 from minitransformer.nn.module import Module
 from minitransformer.nn.norm import LayerNorm, RMSNorm
-from minitransformer.ops.dropout import check_rate
 from minitransformer.ops.gpt_block import BlockOptions, gpt_block_forward
-from minitransformer.random import DrawKey
 
 
 def norm_of(config: GPTConfig) -> LayerNorm | RMSNorm:
@@ -52,13 +49,12 @@ class GPTBlock(Module):
 
     def runs_by_hand(self) -> bool:
         """Not while somebody watches every op, and not if a part was replaced by another module."""
-        parts = (self.norm1, self.norm2, self.attn, self.attn.qkv, self.attn.out, self.ffn, self.ffn.up, self.ffn.down)
-        norm = type(self.norm1)
+        norms, dropouts = (self.norm1, self.norm2), (self.dropout1, self.dropout2)
+        kind = type(self.norm1)
         return (
-            watching.get() is None
-            and norm in (LayerNorm, RMSNorm)
-            and self.norm1.eps == self.norm2.eps
-            and [*map(type, parts)] == [norm, norm, MultiHeadAttention, Linear, Linear, FeedForward, Linear, Linear]
+            kind in (LayerNorm, RMSNorm)
+            and is_untouched(kind, norms, (self.attn,), self.ffn, dropouts)
+            and not self.ffn.dropout.p
         )
 
     def composed(self, x: Tensor, **attention: Any) -> Tensor:
@@ -76,46 +72,28 @@ class GPTBlock(Module):
     ) -> Tensor:
         """The same through `ops/gpt_block.py`, to rounding, with the same dropout masks; fills a cache's `layer`."""
         attn, ffn = self.attn, self.ffn
-        if self.training and attn.dropout_rate:
-            rate = check_rate("attention", attn.dropout_rate)
-            problem = problem._replace(dropout_p=rate, dropout_key=random.next_key(call_site(attn)))
         options = BlockOptions(
             num_heads=attn.num_heads,
             num_kv_heads=attn.num_kv_heads,
-            problem=problem,
+            problem=attn.with_dropout(problem),
             norm="rms" if isinstance(self.norm1, RMSNorm) else "layer",
             eps=self.norm1.eps,
             activation=ffn.activation,
             rope_positions=rope_positions,
-            dropout1=_draw(self.dropout1),
-            dropout2=_draw(self.dropout2),
+            dropout1=self.dropout1.draw(),
+            dropout2=self.dropout2.draw(),
         )
         if cache is None:
             return OPS["gpt_block"](x, *self.weights(), options=options)
         weights: Any = (None if w is None else w.data for w in self.weights())
-        out, block = gpt_block_forward(x.data, *weights, options=options)
-        cache.append(layer, Tensor(block.qkv[1]), Tensor(block.qkv[2]))
+        out, saved = gpt_block_forward(x.data, *weights, options=options)
+        _, k, v = saved.steps[0].worked.qkv
+        cache.append(layer, Tensor(k), Tensor(v))
         return Tensor(out)
 
     def weights(self) -> tuple[Parameter | None, ...]:
         """The parameters in the order of `BlockWeights`."""
-        attn, ffn = self.attn, self.ffn
         return (
-            self.norm1.weight,
-            getattr(self.norm1, "bias", None),
-            attn.qkv.weight,
-            attn.qkv.bias,
-            attn.out.weight,
-            attn.out.bias,
-            self.norm2.weight,
-            getattr(self.norm2, "bias", None),
-            ffn.up.weight,
-            ffn.up.bias,
-            ffn.down.weight,
-            ffn.down.bias,
+            *sublayer_weights(self.norm1, self.attn.qkv, self.attn.out),
+            *sublayer_weights(self.norm2, self.ffn.up, self.ffn.down),
         )
-
-
-def _draw(dropout: Dropout) -> tuple[float, DrawKey] | None:
-    """The rate and the key of this call; None if nothing is dropped."""
-    return (dropout.p, random.next_key(call_site(dropout))) if dropout.training and dropout.p else None
