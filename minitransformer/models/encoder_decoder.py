@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from minitransformer import functional as F
+from minitransformer import random
 from minitransformer.autograd import Tensor, no_grad
 from minitransformer.checks import check_size, shown
 from minitransformer.errors import ConfigError, DTypeError, RangeError, ShapeError
@@ -80,6 +81,14 @@ def embed(embedding: Embedding, ids: np.ndarray, positions: np.ndarray, dropout:
     """Scaled embeddings plus the sinusoids of their positions: (B, T, C)."""
     x = embedding(ids)
     return dropout(x * math.sqrt(x.shape[-1]) + positions.astype(x.dtype))
+
+
+def scaled_embedding(vocab_size: int, d_model: int) -> Embedding:
+    """Weights of deviation d_model ** -0.5: times sqrt(d_model), and as output matrix, they are of unit scale."""
+    embedding = Embedding(vocab_size, d_model)
+    draw = random.generator().standard_normal
+    embedding.weight.data = draw((vocab_size, d_model), dtype=np.float32) / np.float32(d_model**0.5)
+    return embedding
 
 
 class EncoderDecoder(Model):

@@ -8,15 +8,13 @@ from typing import Any
 import numpy as np
 
 from minitransformer import functional as F
-from minitransformer import random
 from minitransformer.autograd import Tensor
 from minitransformer.checks import check_count, check_flag, check_size
 from minitransformer.errors import ConfigError, RangeError
 from minitransformer.models.base import Config, ModelOutput
-from minitransformer.models.encoder_decoder import Decoder, EncoderDecoder, embed, without_dropout
+from minitransformer.models.encoder_decoder import Decoder, EncoderDecoder, embed, scaled_embedding, without_dropout
 from minitransformer.models.inputs import real_tokens, token_ids
 from minitransformer.nn.dropout import Dropout
-from minitransformer.nn.embedding import Embedding
 from minitransformer.nn.encoder_layer import EncoderLayer
 from minitransformer.ops.dropout import check_rate
 
@@ -173,11 +171,3 @@ class Transformer(EncoderDecoder):
         """
         memory, memory_mask = without_dropout(self, lambda: self._encode(input_ids, attention_mask))
         return self.continue_with(memory, memory_mask, decoder_input_ids, max_new_tokens, options)
-
-
-def scaled_embedding(vocab_size: int, d_model: int) -> Embedding:
-    """Weights of deviation d_model ** -0.5: times sqrt(d_model), and as output matrix, they are of unit scale."""
-    embedding = Embedding(vocab_size, d_model)
-    draw = random.generator().standard_normal
-    embedding.weight.data = draw((vocab_size, d_model), dtype=np.float32) / np.float32(d_model**0.5)
-    return embedding
