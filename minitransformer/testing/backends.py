@@ -12,6 +12,7 @@ import numpy as np
 
 from minitransformer.autograd import OPS, Op, watching
 from minitransformer.checks import check_choice, shown
+from minitransformer.diagnose.shrink import map_arrays
 from minitransformer.errors import ConfigError, GradientError, nearest
 from minitransformer.gradients.function import Problem, problem_of
 from minitransformer.gradients.report import element, index_of
@@ -176,9 +177,7 @@ class _Nudge:
 
     def called(self, op: Any, inputs: Any, arrays: Any, static: Any, outputs: Any, node: Any) -> None:
         if node is not None:
-            kept = {name: x for name, x in node.saved._asdict().items() if isinstance(x, np.ndarray)}
-            moved = {name: self(x) for name, x in kept.items() if x.dtype == np.float64}
-            node.saved = node.saved._replace(**moved)
+            node.saved = map_arrays(node.saved, lambda x: self(x) if x.dtype == np.float64 else x)
 
     def differentiated(self, node: Any, douts: Any, gradients: Any) -> None:
         """Nothing to do: the numbers are moved before."""
