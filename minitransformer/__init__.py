@@ -17,12 +17,21 @@ from minitransformer.version import __version__
 if TYPE_CHECKING:
     from minitransformer import data, diagnose, metrics, optim
     from minitransformer.gradients import gradcheck
-    from minitransformer.models import GPT, GPTConfig, ModelOutput, Transformer, from_pretrained
+    from minitransformer.models import (
+        GPT,
+        GPTConfig,
+        ModelOutput,
+        Transformer,
+        VisionConfig,
+        VisionTransformer,
+        from_pretrained,
+    )
     from minitransformer.training import TrainConfig, Trainer
 
 # The upper floors are imported when first asked for: who wants tensors does not wait for training.
 _UPPER_FLOORS = {
     **dict.fromkeys(("GPT", "GPTConfig", "ModelOutput", "Transformer", "from_pretrained"), "models"),
+    **dict.fromkeys(("VisionConfig", "VisionTransformer"), "models"),
     **dict.fromkeys(("TrainConfig", "Trainer"), "training"),
     "gradcheck": "gradients",
     **{module: module for module in ("data", "diagnose", "metrics", "optim")},
@@ -37,6 +46,8 @@ __all__ = [
     "TrainConfig",
     "Trainer",
     "Transformer",
+    "VisionConfig",
+    "VisionTransformer",
     "__version__",
     "check_saved_arrays",
     "concat",

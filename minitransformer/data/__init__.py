@@ -1,15 +1,20 @@
-"""From text to batches: tokenizers, corpora, and windows of tokens."""
+"""From text and images to batches: tokenizers, corpora, digits, windows of tokens, rows of arrays."""
 
+from minitransformer.data.arrays import ArrayDataset
 from minitransformer.data.batches import TokenDataset, prepare
 from minitransformer.data.corpora import Corpus, corpus
+from minitransformer.data.images import digits, drawn_digits
 from minitransformer.data.tokenizers import ByteTokenizer, CharTokenizer, load_tokenizer
 
 __all__ = [
+    "ArrayDataset",
     "ByteTokenizer",
     "CharTokenizer",
     "Corpus",
     "TokenDataset",
     "corpus",
+    "digits",
+    "drawn_digits",
     "load_tokenizer",
     "prepare",
 ]

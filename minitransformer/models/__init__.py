@@ -10,12 +10,24 @@ from minitransformer.files import is_there, json_bytes, parse_json, read_bytes
 from minitransformer.models.base import Model, ModelOutput, read_weights
 from minitransformer.models.gpt import GPT, GPTConfig
 from minitransformer.models.transformer import Transformer, TransformerConfig
+from minitransformer.models.vision import VisionConfig, VisionTransformer
 
-__all__ = ["GPT", "GPTConfig", "Model", "ModelOutput", "Transformer", "from_pretrained", "pretrained_folder"]
+__all__ = [
+    "GPT",
+    "GPTConfig",
+    "Model",
+    "ModelOutput",
+    "Transformer",
+    "VisionConfig",
+    "VisionTransformer",
+    "from_pretrained",
+    "pretrained_folder",
+]
 
 _MODELS: dict[str, tuple[type[Model], type]] = {
     "GPT": (GPT, GPTConfig),
     "Transformer": (Transformer, TransformerConfig),
+    "VisionTransformer": (VisionTransformer, VisionConfig),
 }
 
 

@@ -12,6 +12,7 @@ from minitransformer.nn.kv_cache import DecoderCache, KVCache, MemoryCache
 from minitransformer.nn.linear import Linear
 from minitransformer.nn.module import Module
 from minitransformer.nn.norm import LayerNorm, RMSNorm
+from minitransformer.nn.patch_embedding import PatchEmbedding
 
 __all__ = [
     "DecoderCache",
@@ -27,6 +28,7 @@ __all__ = [
     "Module",
     "MultiHeadAttention",
     "Parameter",
+    "PatchEmbedding",
     "RMSNorm",
     "SelfAttention",
     "SinusoidalPositions",

@@ -68,6 +68,8 @@ LAYERS: Lines = {
         cache_layer=0,
     ),
     "nn.Parameter": lambda: call(nn.Parameter, real(2, 3), False),
+    "nn.PatchEmbedding": lambda: call(nn.PatchEmbedding, 4, 2, 3, 5),
+    "nn.PatchEmbedding.forward": lambda: layer(lambda: nn.PatchEmbedding(4, 2, 1, 5), leaf(2, 1, 4, 4)),
     "nn.RMSNorm": lambda: call(nn.RMSNorm, 4, 1e-5),
     "nn.RMSNorm.forward": lambda: layer(lambda: nn.RMSNorm(4), leaf(2, 4)),
     "nn.SelfAttention": lambda: call(nn.SelfAttention, 8, 4),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
-from material import Lines, call, gpt, ids
+from material import Lines, call, gpt, ids, leaf
 
 import minitransformer as mt
 
@@ -11,6 +13,17 @@ import minitransformer as mt
 def transformer() -> mt.Transformer:
     mt.manual_seed(0)
     return mt.Transformer(5, 4, 2, 6, 6, 6, 0.0, num_encoder_layers=1, num_decoder_layers=1)
+
+
+def vision_config(**changes: Any) -> mt.VisionConfig:
+    sizes = {"image_size": 4, "patch_size": 2, "num_channels": 1, "hidden_size": 4, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "intermediate_size": 6, "num_labels": 5}
+    return mt.VisionConfig(**{**sizes, **heads, **changes})
+
+
+def vision() -> mt.VisionTransformer:
+    mt.manual_seed(0)
+    return mt.VisionTransformer(vision_config())
 
 
 MODELS: Lines = {
@@ -89,4 +102,21 @@ MODELS: Lines = {
         decoder_input_ids=ids(2, 2),
         decoder_attention_mask=np.ones((2, 2), int),
     ),
+    "VisionConfig": lambda: call(
+        mt.VisionConfig,
+        image_size=4,
+        patch_size=2,
+        num_channels=1,
+        hidden_size=4,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=6,
+        hidden_act="relu",
+        dropout=0.1,
+        num_labels=5,
+    ),
+    "VisionTransformer": lambda: call(mt.VisionTransformer, vision_config()),
+    "VisionTransformer.forward": lambda: call(vision(), leaf(2, 1, 4, 4), ids(2), label_smoothing=0.1),
+    "VisionTransformer.encode": lambda: call(vision().encode, leaf(2, 1, 4, 4)),
+    "VisionTransformer.num_targets": lambda: call(vision().num_targets, labels=ids(2)),
 }

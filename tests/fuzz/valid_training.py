@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from typing import Any
+
 from material import Lines, at, call, filled, ids, optimizer, real, replaced, some, text, tokens, writes
 
 from minitransformer import data, metrics, optim
+from minitransformer.errors import MissingExtraError
 from minitransformer.optim import schedules
+
+
+def digits() -> Any:
+    """Those of the package, where scikit-learn is installed."""
+    with suppress(MissingExtraError):
+        return data.digits()
+
 
 TRAINING: Lines = {
     # ---- optim ------------------------------------------------------------------------------------
@@ -30,9 +41,14 @@ TRAINING: Lines = {
     "optim.schedules.warmup_stable_decay": lambda: call(at(schedules.warmup_stable_decay), 0.1, 0.01, 2, 8, 3),
     "optim.schedules step": lambda: call(schedules.cosine(0.1, 0.01, 2, 8), 3),
     # ---- metrics ----------------------------------------------------------------------------------
+    "metrics.accuracy": lambda: call(metrics.accuracy, ids(2, 3), ids(2, 3)),
     "metrics.bits_per_byte": lambda: call(metrics.bits_per_byte, 1.5, 10, 30),
+    "metrics.exact_match": lambda: call(metrics.exact_match, ["a text"], ["a text"]),
     "metrics.perplexity": lambda: call(metrics.perplexity, 1.5),
     # ---- data -------------------------------------------------------------------------------------
+    "data.ArrayDataset": lambda: call(data.ArrayDataset, pixels=real(3, 1, 4, 4), labels=ids(3)),
+    "data.ArrayDataset.batch": lambda: call(data.ArrayDataset(labels=ids(3)).batch, 1, 2, batch_size=3),
+    "data.ArrayDataset.sequential": lambda: call(lambda n: some(data.ArrayDataset(labels=ids(3)).sequential(n)), 2),
     "data.ByteTokenizer": lambda: call(data.ByteTokenizer),
     "data.ByteTokenizer.decode": lambda: call(data.ByteTokenizer().decode, ids(4) + 97),
     "data.ByteTokenizer.encode": lambda: call(data.ByteTokenizer().encode, "text"),
@@ -47,6 +63,8 @@ TRAINING: Lines = {
     "data.TokenDataset.batch": lambda: call(tokens().batch, 1, 2, batch_size=3),
     "data.TokenDataset.sequential": lambda: call(lambda size: some(tokens().sequential(size)), 2),
     "data.corpus": lambda: call(data.corpus, "python-docs"),
+    "data.digits": lambda: call(digits),
+    "data.drawn_digits": lambda: call(data.drawn_digits, 3, seed=1),
     "data.load_tokenizer": lambda: call(data.load_tokenizer, "absent"),
     "data.prepare": lambda: call(data.prepare, text(), "char", 2, validation_fraction=0.2, cache_folder=None),
 }
