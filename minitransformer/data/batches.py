@@ -39,7 +39,7 @@ class TokenDataset:
         tokenizer: Tokenizer | None = None,
         source: dict[str, Any] | None = None,
     ) -> None:
-        self.block_size = _whole("TokenDataset", "block_size", block_size, 1)
+        self.block_size = whole("TokenDataset", "block_size", block_size, 1)
         array = as_array("TokenDataset", tokens)
         if not isinstance(array, np.ndarray):
             raise DTypeError("TokenDataset", f"tokens are {shown(array)}, expected an array", "Encode the text first.")
@@ -73,9 +73,8 @@ class TokenDataset:
 
         A pure function of its arguments: a resumed run asks for its next step and replays nothing.
         """
-        key = [_whole("batch", "seed", seed, 0), _whole("batch", "step", step, 0)]
-        random = np.random.Generator(np.random.Philox(key=np.array(key, dtype=np.uint64)))
-        B = _whole("batch", "batch_size", batch_size, 1)
+        random = step_generator(seed, step)
+        B = whole("batch", "batch_size", batch_size, 1)
 
         def draw() -> Batch:
             return self._windows(random.integers(self.tokens.size - self.block_size, size=B))
@@ -89,7 +88,7 @@ class TokenDataset:
         last one begins earlier, so that all its inputs are real tokens, and the targets that the
         window before has had are -100 (ignored by the loss).
         """
-        B, T = _whole("sequential", "batch_size", batch_size, 1), self.block_size
+        B, T = whole("sequential", "batch_size", batch_size, 1), self.block_size
         n_targets = self.tokens.size - 1
         for first in range(0, n_targets, B * T):
             starts = np.arange(first, min(first + B * T, n_targets), T, dtype=np.int64)  # (B,) or fewer
@@ -125,7 +124,7 @@ def prepare(
     """
     if not isinstance(corpus, Corpus):
         raise DTypeError("prepare", f"expected a Corpus, got {type(corpus).__name__}", "Use corpus(...).")
-    block_size = _whole("prepare", "block_size", block_size, 1)
+    block_size = whole("prepare", "block_size", block_size, 1)
     if not is_number(validation_fraction, 0, 1) or validation_fraction == 0:
         raise ConfigError(
             "prepare",
@@ -202,7 +201,14 @@ def _writing_to(folder: str | None) -> Iterator[None]:
         ) from error
 
 
-def _whole(op: str, name: str, value: int, least: int) -> int:
+def step_generator(seed: int, step: int, stream: int = 0) -> np.random.Generator:
+    """The random numbers of one step; each `stream` has its own."""
+    key = [whole("batch", "seed", seed, 0), whole("batch", "step", step, 0)]
+    philox = np.random.Philox(key=np.array(key, dtype=np.uint64), counter=[0, 0, 0, stream])
+    return np.random.Generator(philox)
+
+
+def whole(op: str, name: str, value: int, least: int) -> int:
     """`value` as an int from `least` to 2**64 - 1, which a half of Philox's key can hold."""
     if not is_integer(value) or not least <= value < 2**64:
         raise ConfigError(

@@ -8,14 +8,34 @@ from minitransformer.checkpoint import RunFolder
 from minitransformer.errors import CheckpointError, nearest
 from minitransformer.files import is_there, json_bytes, parse_json, read_bytes
 from minitransformer.models.base import Model, ModelOutput, read_weights
+from minitransformer.models.bert import BERT
+from minitransformer.models.bert_config import BERTConfig
+from minitransformer.models.bert_heads import BERTForMaskedLM, BERTForQuestionAnswering, BERTForSequenceClassification
 from minitransformer.models.gpt import GPT, GPTConfig
 from minitransformer.models.transformer import Transformer, TransformerConfig
 
-__all__ = ["GPT", "GPTConfig", "Model", "ModelOutput", "Transformer", "from_pretrained", "pretrained_folder"]
+__all__ = [
+    "BERT",
+    "GPT",
+    "BERTConfig",
+    "BERTForMaskedLM",
+    "BERTForQuestionAnswering",
+    "BERTForSequenceClassification",
+    "GPTConfig",
+    "Model",
+    "ModelOutput",
+    "Transformer",
+    "from_pretrained",
+    "pretrained_folder",
+]
 
 _MODELS: dict[str, tuple[type[Model], type]] = {
     "GPT": (GPT, GPTConfig),
     "Transformer": (Transformer, TransformerConfig),
+    "BERT": (BERT, BERTConfig),
+    "BERTForMaskedLM": (BERTForMaskedLM, BERTConfig),
+    "BERTForQuestionAnswering": (BERTForQuestionAnswering, BERTConfig),
+    "BERTForSequenceClassification": (BERTForSequenceClassification, BERTConfig),
 }
 
 

@@ -41,7 +41,15 @@ def check_reduction(op: str, reduction: str, known: tuple[str, ...] = ("mean", "
     check_choice(op, "reduction", reduction, known)
 
 
-def check_targets(op: str, name: str, targets: np.ndarray, vocab_size: int, ignore_index: int = -100) -> np.ndarray:
+def check_targets(
+    op: str,
+    name: str,
+    targets: np.ndarray,
+    vocab_size: int,
+    ignore_index: int = -100,
+    *,
+    fix: str = "Use the tokenizer that the model was made with",
+) -> np.ndarray:
     """Which integer `targets` are not ignored, bool; `RangeError` with the position of one that is no class."""
     valid = targets != ignore_index
     outside = valid & ((targets < 0) | (targets >= vocab_size))
@@ -51,7 +59,7 @@ def check_targets(op: str, name: str, targets: np.ndarray, vocab_size: int, igno
             op,
             f"the {name} at position {position} is {int(targets[position])}, expected 0 to {vocab_size - 1} "
             f"or ignore_index {ignore_index}",
-            "Use the tokenizer that the model was made with",
+            fix,
         )
     return valid
 
