@@ -43,11 +43,16 @@ class MaskedTokens:
         special = np.asarray(as_array(op, special_token_ids))
         if special.size and special.dtype.kind not in "iu":
             raise DTypeError(op, f"special_token_ids have dtype {special.dtype}, expected integers", "Pass their ids")
-        self.special = np.append(special, self.mask_token_id).astype(np.int64)
         size = whole(op, "vocab_size", vocab_size, 1)
-        if self.special.min() < 0 or self.special.max() >= size:
-            problem = f"special and mask tokens are {self.special.tolist()}, expected ids from 0 to {size - 1}"
-            raise RangeError(op, problem, "Count them in vocab_size")
+        all_special = [
+            *special.ravel().tolist(),
+            self.mask_token_id,
+        ]  # Python's integers: no kind of NumPy has them all
+        for token in all_special:
+            if not 0 <= token < size:
+                problem = f"a special token is {token}, expected ids from 0 to {size - 1}"
+                raise RangeError(op, problem, "Count all of them in vocab_size")
+        self.special = np.array(all_special)
         ids = allocate(op, "the ids", (size,), np.int64, lambda: np.arange(size))
         self.ordinary = np.setdiff1d(ids, self.special)
         if not self.ordinary.size:

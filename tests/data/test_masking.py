@@ -145,7 +145,7 @@ REFUSED: dict[str, tuple[type[Exception], dict[str, Any], str]] = {
     "mask": (
         RangeError,
         {"mask_token_id": V},
-        f"special and mask tokens are [0, 9, {V}], expected ids from 0 to 10. Count them in vocab_size.",
+        f"a special token is {V}, expected ids from 0 to 10. Count all of them in vocab_size.",
     ),
     "negative": (
         ConfigError,
@@ -155,7 +155,7 @@ REFUSED: dict[str, tuple[type[Exception], dict[str, Any], str]] = {
     "special": (
         RangeError,
         {"special_token_ids": [-1]},
-        "special and mask tokens are [-1, 10], expected ids from 0 to 10. Count them in vocab_size.",
+        "a special token is -1, expected ids from 0 to 10. Count all of them in vocab_size.",
     ),
     "words": (
         DTypeError,
