@@ -10,6 +10,7 @@ PAGES = [
     "README.md",
     "docs/getting_started.md",
     "docs/training.md",
+    "docs/models/bert.md",
     "docs/kernels.md",
     "docs/not_finite.md",
     "docs/gradcheck.md",
