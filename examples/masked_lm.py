@@ -37,9 +37,8 @@ def passages() -> tuple[list[str], np.ndarray, np.ndarray]:
 
 
 def train(model, data, held_out, steps: int, rate: float) -> None:
-    config = mt.TrainConfig(
-        max_steps=steps, batch_size=32, learning_rate=rate, schedule="linear", eval_interval=max(steps // 4, 1)
-    )
+    settings = {"schedule": "linear", "eval_interval": max(steps // 4, 1)}
+    config = mt.TrainConfig(max_steps=steps, batch_size=32, learning_rate=rate, **settings)
     mt.Trainer(model, config, data, held_out).train()
     model.eval()
 
@@ -70,9 +69,8 @@ def main(smoke: bool) -> None:
     last = np.arange(len(rows)) % 5 == 4  # every fifth passage is held out, from the gaps too
     known, asked = ~last & (labels >= 0), last & (labels >= 0)
     mt.manual_seed(0)
-    sizes = {"vocab_size": len(vocabulary), "max_position_embeddings": LENGTH + 1, "num_labels": TOPICS}
     shape = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 512}
-    config = mt.BERTConfig(**sizes, **shape)
+    config = mt.BERTConfig(len(vocabulary), **shape, max_position_embeddings=LENGTH + 1, num_labels=TOPICS)
     special = {"vocab_size": len(vocabulary), "mask_token_id": MASK, "special_token_ids": [PAD, CLS, UNK]}
     gaps, held_out_gaps = (MaskedTokens(RowDataset(rows[which]), **special) for which in (~last, last))
     pretrained = mt.BERTForMaskedLM(config)
@@ -82,10 +80,8 @@ def main(smoke: bool) -> None:
 
     topic = [RowDataset(rows[which], labels=labels[which]) for which in (known, asked)]
     right = {"naive Bayes": naive_bayes(rows[known], labels[known], rows[asked], len(vocabulary))}
-    for name, model in {
-        "BERT from the start": mt.BERTForSequenceClassification(config),
-        "BERT, pretrained": mt.BERTForSequenceClassification.from_encoder(pretrained),
-    }.items():
+    fresh, tuned = mt.BERTForSequenceClassification(config), mt.BERTForSequenceClassification.from_encoder(pretrained)
+    for name, model in (("BERT from the start", fresh), ("BERT, pretrained", tuned)):
         train(model, *topic, steps=3 if smoke else 400, rate=5e-4)
         with mt.no_grad():
             right[name] = model(rows[asked]).logits.numpy().argmax(axis=1)
