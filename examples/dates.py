@@ -1,7 +1,7 @@
 """Teach a Transformer to write dates as 2014-04-05, from eight ways in which people write them.
 
-    python examples/dates.py            # three to four minutes on two cores
-    python examples/dates.py --smoke    # seconds, to see that it runs
+python examples/dates.py            # three to four minutes on two cores
+python examples/dates.py --smoke    # seconds, to see that it runs
 """
 
 import argparse

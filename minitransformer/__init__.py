@@ -18,7 +18,12 @@ if TYPE_CHECKING:
     from minitransformer import data, diagnose, metrics, optim
     from minitransformer.gradients import gradcheck
     from minitransformer.models import (
+        BERT,
         GPT,
+        BERTConfig,
+        BERTForMaskedLM,
+        BERTForQuestionAnswering,
+        BERTForSequenceClassification,
         GPTConfig,
         ModelOutput,
         Transformer,
@@ -32,13 +37,20 @@ if TYPE_CHECKING:
 _UPPER_FLOORS = {
     **dict.fromkeys(("GPT", "GPTConfig", "ModelOutput", "Transformer", "from_pretrained"), "models"),
     **dict.fromkeys(("VisionConfig", "VisionTransformer"), "models"),
+    **dict.fromkeys(("BERT", "BERTConfig", "BERTForMaskedLM"), "models"),
+    **dict.fromkeys(("BERTForQuestionAnswering", "BERTForSequenceClassification"), "models"),
     **dict.fromkeys(("TrainConfig", "Trainer"), "training"),
     "gradcheck": "gradients",
     **{module: module for module in ("data", "diagnose", "metrics", "optim")},
 }
 
 __all__ = [
+    "BERT",
     "GPT",
+    "BERTConfig",
+    "BERTForMaskedLM",
+    "BERTForQuestionAnswering",
+    "BERTForSequenceClassification",
     "GPTConfig",
     "ModelOutput",
     "Parameter",

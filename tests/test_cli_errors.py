@@ -13,6 +13,7 @@ import pytest
 
 from minitransformer.cli import main, verbs
 from minitransformer.errors import CheckpointError
+from minitransformer.models import BERTConfig, BERTForMaskedLM
 
 TRAIN = "train --data text.txt --max-steps 3 --n-layer 1 --n-embd 16 --n-head 2 --block-size 8 --threads 1 "
 SEE = "See `minitransformer train --help`."
@@ -257,6 +258,14 @@ def test_a_model_without_tokenizer_or_text(refused: Refused, run: str) -> None:
     Path("model/tokenizer.json").unlink()
     message = "tokenizer: model holds a model and no tokenizer.json. Put it there with tokenizer.save(folder)."
     assert refused("generate model") == message
+
+
+def test_a_model_that_continues_no_text(refused: Refused) -> None:
+    config = BERTConfig(5, 4, 1, 2, 6)
+    BERTForMaskedLM(config).save_pretrained("model")
+    for verb in ("generate", "eval"):
+        message = "model: model holds a BERTForMaskedLM, expected a GPT. Use it in Python: mt.from_pretrained(folder)."
+        assert refused(f"{verb} model") == message
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json", "manifest.json"])

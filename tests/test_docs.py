@@ -11,6 +11,7 @@ PAGES = [
     "docs/getting_started.md",
     "docs/training.md",
     "docs/models/vision.md",
+    "docs/models/bert.md",
     "docs/kernels.md",
     "docs/not_finite.md",
     "docs/gradcheck.md",

@@ -21,7 +21,7 @@ from minitransformer.data.corpora import corpora
 from minitransformer.data.tokenizers import Tokenizer
 from minitransformer.errors import CheckpointError, ConfigError, DataError
 from minitransformer.files import is_there
-from minitransformer.models import GPT, GPTConfig, Model, from_pretrained, pretrained_folder
+from minitransformer.models import GPT, GPTConfig, from_pretrained, pretrained_folder
 from minitransformer.random import manual_seed
 from minitransformer.threads import Workers, get_num_threads, set_num_threads, single_threaded_blas
 from minitransformer.training import TrainConfig, Trainer
@@ -240,10 +240,13 @@ def _find_corpus(name_or_path: str) -> Corpus:
     return found if name_or_path in corpora() else corpus(Path(name_or_path).resolve())
 
 
-def _load(path: str) -> tuple[Model, Tokenizer, Path]:
-    """The model at `path`, its tokenizer, and the folder that they lie in."""
+def _load(path: str) -> tuple[GPT, Tokenizer, Path]:
+    """The GPT at `path`, its tokenizer, and the folder that they lie in."""
     folder = pretrained_folder(path)
     model = from_pretrained(folder)
+    if not isinstance(model, GPT):
+        problem = f"{folder} holds a {type(model).__name__}, expected a GPT"
+        raise CheckpointError("model", problem, "Use it in Python: mt.from_pretrained(folder)")
     if not is_there(folder / "tokenizer.json"):
         fix = "Put it there with tokenizer.save(folder)"
         raise CheckpointError("tokenizer", f"{folder} holds a model and no tokenizer.json", fix)

@@ -4,6 +4,8 @@ from minitransformer.data.arrays import ArrayDataset
 from minitransformer.data.batches import TokenDataset, prepare
 from minitransformer.data.corpora import Corpus, corpus
 from minitransformer.data.images import digits, drawn_digits
+from minitransformer.data.masking import MaskedTokens
+from minitransformer.data.rows import RowDataset
 from minitransformer.data.tokenizers import ByteTokenizer, CharTokenizer, load_tokenizer
 
 __all__ = [
@@ -11,6 +13,8 @@ __all__ = [
     "ByteTokenizer",
     "CharTokenizer",
     "Corpus",
+    "MaskedTokens",
+    "RowDataset",
     "TokenDataset",
     "corpus",
     "digits",

@@ -8,12 +8,20 @@ from minitransformer.checkpoint import RunFolder
 from minitransformer.errors import CheckpointError, nearest
 from minitransformer.files import is_there, json_bytes, parse_json, read_bytes
 from minitransformer.models.base import Model, ModelOutput, read_weights
+from minitransformer.models.bert import BERT
+from minitransformer.models.bert_config import BERTConfig
+from minitransformer.models.bert_heads import BERTForMaskedLM, BERTForQuestionAnswering, BERTForSequenceClassification
 from minitransformer.models.gpt import GPT, GPTConfig
 from minitransformer.models.transformer import Transformer, TransformerConfig
 from minitransformer.models.vision import VisionConfig, VisionTransformer
 
 __all__ = [
+    "BERT",
     "GPT",
+    "BERTConfig",
+    "BERTForMaskedLM",
+    "BERTForQuestionAnswering",
+    "BERTForSequenceClassification",
     "GPTConfig",
     "Model",
     "ModelOutput",
@@ -28,6 +36,10 @@ _MODELS: dict[str, tuple[type[Model], type]] = {
     "GPT": (GPT, GPTConfig),
     "Transformer": (Transformer, TransformerConfig),
     "VisionTransformer": (VisionTransformer, VisionConfig),
+    "BERT": (BERT, BERTConfig),
+    "BERTForMaskedLM": (BERTForMaskedLM, BERTConfig),
+    "BERTForQuestionAnswering": (BERTForQuestionAnswering, BERTConfig),
+    "BERTForSequenceClassification": (BERTForSequenceClassification, BERTConfig),
 }
 
 

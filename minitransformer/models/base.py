@@ -11,6 +11,7 @@ import numpy as np
 
 from minitransformer.autograd import Tensor
 from minitransformer.checkpoint import pack_arrays, unpack_arrays
+from minitransformer.checks import check_size
 from minitransformer.errors import CheckpointError, ConfigError, nearest
 from minitransformer.files import json_bytes, make_folders, refusals_of_the_system, write_bytes
 from minitransformer.nn.kv_cache import DecoderCache, KVCache
@@ -24,10 +25,11 @@ class ModelOutput:
     """What a forward pass returns; fields that were not asked for are None."""
 
     loss: Tensor | None = None  # one number: the mean over valid targets
-    logits: Tensor | None = None  # (B, T, V)
+    logits: Tensor | None = None  # (B, T, V), or as the model says
     attentions: tuple[Tensor, ...] | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
+    hidden_states: tuple[Tensor, ...] | None = None  # (B, T, C): the embeddings, then what each layer made of them
     cache: KVCache | DecoderCache | None = None
+    pooler_output: Tensor | None = None  # (B, C), one vector for each row
 
 
 class Config:
@@ -39,6 +41,14 @@ class Config:
             if name not in known:
                 raise ConfigError(cls.__name__, f"has no field {name!r}", nearest(name, known))
         return super().__new__(cls)
+
+    def keep_size(self, name: str, most: int = 2**31 - 1) -> None:
+        """Keep the field `name`, a positive integer up to `most`, as Python's: one of NumPy has no JSON."""
+        op, value = type(self).__name__, getattr(self, name)
+        check_size(op, **{name: value})
+        if value > most:
+            raise ConfigError(op, f"{name} is {value}, expected at most {most}", "Pass a smaller number")
+        object.__setattr__(self, name, int(value))
 
 
 class Model(Module):

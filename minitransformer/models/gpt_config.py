@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from minitransformer.checks import check_choice, check_flag, check_size
+from minitransformer.checks import check_choice, check_flag
 from minitransformer.errors import ConfigError
 from minitransformer.models.base import Config
 from minitransformer.ops.dropout import check_rate
@@ -53,12 +53,7 @@ class GPTConfig(Config):
         sizes = ("vocab_size", "block_size", "n_layer", "n_head", "n_embd")
         for name in (*sizes, "n_kv_head", "n_inner", "window"):
             if name in sizes or getattr(self, name) is not None:
-                value, most = getattr(self, name), _MOST.get(name, 2**31 - 1)
-                check_size("GPTConfig", **{name: value})
-                if value > most:
-                    problem = f"{name} is {value}, expected at most {most}"
-                    raise ConfigError("GPTConfig", problem, "Pass a smaller number")
-                object.__setattr__(self, name, int(value))  # a NumPy integer has no JSON
+                self.keep_size(name, _MOST.get(name, 2**31 - 1))
         object.__setattr__(self, "dropout", check_rate("GPTConfig", self.dropout))
         for name in ("bias", "tie_weights"):
             check_flag("GPTConfig", name, getattr(self, name))

@@ -10,18 +10,17 @@ from minitransformer.autograd import as_array
 from minitransformer.errors import DTypeError, ShapeError
 
 
-def token_ids(op: str, name: str, ids: Any, shape: tuple[int, int] | None = None) -> np.ndarray:
-    """Token ids as an integer array (B, T) with T >= 1; the embedding checks their range."""
+def token_ids(op: str, name: str, ids: Any, shape: tuple[int, ...] | None = None) -> np.ndarray:
+    """Integers of `shape`, or else (B, T) with T >= 1; the embedding checks the range of token ids."""
     array = np.asarray(as_array(op, ids))
     if array.dtype.kind not in "iu":
         raise DTypeError(op, f"{name} have dtype {array.dtype}, expected integers", "Encode text with a tokenizer")
-    if array.ndim != 2 or (shape is not None and array.shape != shape):
-        raise ShapeError(
-            op,
-            f"{name} have shape {array.shape}, expected {shape or '(batch, length)'}",
-            "Add a batch axis: ids[None]" if array.ndim == 1 else "Give one id per position",
-        )
-    if array.shape[1] == 0:
+    if array.shape != shape if shape is not None else array.ndim != 2:
+        fix = "Add a batch axis: ids[None]" if array.ndim == 1 else "Give one id per position"
+        if shape is not None and len(shape) == 1:
+            fix = "Give one per row"
+        raise ShapeError(op, f"{name} have shape {array.shape}, expected {shape or '(batch, length)'}", fix)
+    if array.ndim == 2 and array.shape[1] == 0:
         raise ShapeError(op, f"{name} hold no tokens, shape {array.shape}", "Pass at least one token per row")
     return array
 

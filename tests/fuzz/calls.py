@@ -128,7 +128,7 @@ def arrays_in(value: Any, depth: int = 3) -> Iterator[np.ndarray]:
     elif isinstance(value, mt.masks.Mask):
         yield value.dense(*(4 if n is None else n for n in value.sizes))
     elif isinstance(value, mt.ModelOutput):
-        yield from arrays_in([value.loss, value.logits])
+        yield from arrays_in([value.loss, value.logits, value.pooler_output])
     elif isinstance(value, (tuple, list, dict)) and depth:
         for item in value.values() if isinstance(value, dict) else value:
             yield from arrays_in(item, depth - 1)
@@ -136,7 +136,7 @@ def arrays_in(value: Any, depth: int = 3) -> Iterator[np.ndarray]:
 
 def tensors_in(result: Any) -> list[mt.Tensor]:
     if isinstance(result, mt.ModelOutput):
-        result = [result.loss, result.logits]
+        result = [result.loss, result.logits, result.pooler_output]
     if isinstance(result, mt.Tensor):
         return [result]
     return [t for item in result for t in tensors_in(item)] if isinstance(result, (tuple, list)) else []

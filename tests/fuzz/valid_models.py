@@ -8,6 +8,7 @@ import numpy as np
 from material import Lines, call, gpt, ids, leaf
 
 import minitransformer as mt
+from minitransformer.models.bert import EncoderModel
 
 
 def transformer() -> mt.Transformer:
@@ -24,6 +25,16 @@ def vision_config(**changes: Any) -> mt.VisionConfig:
 def vision() -> mt.VisionTransformer:
     mt.manual_seed(0)
     return mt.VisionTransformer(vision_config())
+
+
+def bert(kind: type[EncoderModel]) -> Any:
+    """In eval mode: two calls are to give one result."""
+    mt.manual_seed(0)
+    return kind(mt.BERTConfig(5, 4, 1, 2, 6, max_position_embeddings=6, num_labels=3)).eval()
+
+
+def segments() -> dict[str, np.ndarray]:
+    return {"attention_mask": np.ones((2, 4), int), "token_type_ids": ids(2, 4, below=2)}
 
 
 MODELS: Lines = {
@@ -119,4 +130,42 @@ MODELS: Lines = {
     "VisionTransformer.forward": lambda: call(vision(), leaf(2, 1, 4, 4), ids(2), label_smoothing=0.1),
     "VisionTransformer.encode": lambda: call(vision().encode, leaf(2, 1, 4, 4)),
     "VisionTransformer.num_targets": lambda: call(vision().num_targets, labels=ids(2)),
+    "BERT": lambda: call(mt.BERT, mt.BERTConfig(5, 4, 1, 2, 6, max_position_embeddings=6)),
+    "BERT.forward": lambda: call(bert(mt.BERT), ids(2, 4), **segments()),
+    "BERTConfig": lambda: call(
+        mt.BERTConfig,
+        vocab_size=5,
+        hidden_size=4,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=6,
+        hidden_act="silu",
+        hidden_dropout_prob=0.1,
+        max_position_embeddings=6,
+        type_vocab_size=2,
+        initializer_range=0.1,
+        layer_norm_eps=1e-5,
+        pad_token_id=4,
+        num_labels=3,
+    ),
+    "BERTForMaskedLM": lambda: call(mt.BERTForMaskedLM, mt.BERTConfig(5, 4, 1, 2, 6)),
+    "BERTForMaskedLM.forward": lambda: call(
+        bert(mt.BERTForMaskedLM), ids(2, 4), **segments(), labels=ids(2, 4), label_smoothing=0.1
+    ),
+    "BERTForMaskedLM.from_encoder": lambda: call(mt.BERTForMaskedLM.from_encoder, bert(mt.BERT)),
+    "BERTForMaskedLM.num_targets": lambda: call(bert(mt.BERTForMaskedLM).num_targets, labels=ids(2, 4)),
+    "BERTForQuestionAnswering": lambda: call(mt.BERTForQuestionAnswering, mt.BERTConfig(5, 4, 1, 2, 6)),
+    "BERTForQuestionAnswering.forward": lambda: call(
+        bert(mt.BERTForQuestionAnswering), ids(2, 4), **segments(), start_positions=ids(2), end_positions=ids(2) + 2
+    ),
+    "BERTForQuestionAnswering.num_targets": lambda: call(
+        bert(mt.BERTForQuestionAnswering).num_targets, start_positions=ids(2), end_positions=ids(2)
+    ),
+    "BERTForSequenceClassification": lambda: call(mt.BERTForSequenceClassification, mt.BERTConfig(5, 4, 1, 2, 6)),
+    "BERTForSequenceClassification.forward": lambda: call(
+        bert(mt.BERTForSequenceClassification), ids(2, 4), **segments(), labels=ids(2), label_smoothing=0.1
+    ),
+    "BERTForSequenceClassification.from_encoder": lambda: call(
+        mt.BERTForSequenceClassification.from_encoder, bert(mt.BERT), num_labels=2, hidden_dropout_prob=0.2
+    ),
 }

@@ -18,6 +18,10 @@ def digits() -> Any:
         return data.digits()
 
 
+def labelled() -> data.RowDataset:
+    return data.RowDataset(ids(4, 3), labels=ids(4), attention_mask=ids(4, 3) > 0)
+
+
 TRAINING: Lines = {
     # ---- optim ------------------------------------------------------------------------------------
     "optim.Adam": lambda: call(optim.Adam, [filled(real(2, 3))], 0.1, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.1),
@@ -58,6 +62,18 @@ TRAINING: Lines = {
     "data.CharTokenizer.from_json": lambda: call(data.CharTokenizer.from_json, data.CharTokenizer("ab").to_json()),
     "data.CharTokenizer.train": lambda: call(data.CharTokenizer.train, ["some", "text"]),
     "data.Corpus": lambda: call(lambda *args, **kw: data.Corpus(*args, **kw).text(), "mine", lambda: ["a", "b"]),
+    "data.MaskedTokens": lambda: call(
+        data.MaskedTokens, tokens(), vocab_size=7, mask_token_id=5, special_token_ids=(6,), mlm_probability=0.2
+    ),
+    "data.MaskedTokens.batch": lambda: call(
+        data.MaskedTokens(labelled(), vocab_size=7, mask_token_id=5).batch, 1, 2, batch_size=3
+    ),
+    "data.MaskedTokens.sequential": lambda: call(
+        lambda size: some(data.MaskedTokens(labelled(), vocab_size=7, mask_token_id=5).sequential(size)), 2
+    ),
+    "data.RowDataset": lambda: call(data.RowDataset, ids(2, 3), labels=ids(2), source={"corpus": "mine"}),
+    "data.RowDataset.batch": lambda: call(labelled().batch, 1, 2, batch_size=3),
+    "data.RowDataset.sequential": lambda: call(lambda size: some(labelled().sequential(size)), 2),
     "data.StreamDecoder.feed": lambda: call(data.ByteTokenizer().stream_decoder().feed, ids(4) + 97),
     "data.TokenDataset": lambda: call(data.TokenDataset, ids(20), 4, tokenizer=None, source={"corpus": "mine"}),
     "data.TokenDataset.batch": lambda: call(tokens().batch, 1, 2, batch_size=3),
