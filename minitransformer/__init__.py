@@ -24,7 +24,9 @@ if TYPE_CHECKING:
         BERTForMaskedLM,
         BERTForQuestionAnswering,
         BERTForSequenceClassification,
+        CaptionerConfig,
         GPTConfig,
+        ImageCaptioner,
         ModelOutput,
         Transformer,
         VisionConfig,
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
 # The upper floors are imported when first asked for: who wants tensors does not wait for training.
 _UPPER_FLOORS = {
     **dict.fromkeys(("GPT", "GPTConfig", "ModelOutput", "Transformer", "from_pretrained"), "models"),
-    **dict.fromkeys(("VisionConfig", "VisionTransformer"), "models"),
+    **dict.fromkeys(("CaptionerConfig", "ImageCaptioner", "VisionConfig", "VisionTransformer"), "models"),
     **dict.fromkeys(("BERT", "BERTConfig", "BERTForMaskedLM"), "models"),
     **dict.fromkeys(("BERTForQuestionAnswering", "BERTForSequenceClassification"), "models"),
     **dict.fromkeys(("TrainConfig", "Trainer"), "training"),
@@ -51,7 +53,9 @@ __all__ = [
     "BERTForMaskedLM",
     "BERTForQuestionAnswering",
     "BERTForSequenceClassification",
+    "CaptionerConfig",
     "GPTConfig",
+    "ImageCaptioner",
     "ModelOutput",
     "Parameter",
     "Tensor",

@@ -11,6 +11,7 @@ from minitransformer.models.base import Model, ModelOutput, read_weights
 from minitransformer.models.bert import BERT
 from minitransformer.models.bert_config import BERTConfig
 from minitransformer.models.bert_heads import BERTForMaskedLM, BERTForQuestionAnswering, BERTForSequenceClassification
+from minitransformer.models.captioner import CaptionerConfig, ImageCaptioner
 from minitransformer.models.gpt import GPT, GPTConfig
 from minitransformer.models.transformer import Transformer, TransformerConfig
 from minitransformer.models.vision import VisionConfig, VisionTransformer
@@ -22,7 +23,9 @@ __all__ = [
     "BERTForMaskedLM",
     "BERTForQuestionAnswering",
     "BERTForSequenceClassification",
+    "CaptionerConfig",
     "GPTConfig",
+    "ImageCaptioner",
     "Model",
     "ModelOutput",
     "Transformer",
@@ -34,6 +37,7 @@ __all__ = [
 
 _MODELS: dict[str, tuple[type[Model], type]] = {
     "GPT": (GPT, GPTConfig),
+    "ImageCaptioner": (ImageCaptioner, CaptionerConfig),
     "Transformer": (Transformer, TransformerConfig),
     "VisionTransformer": (VisionTransformer, VisionConfig),
     "BERT": (BERT, BERTConfig),

@@ -17,6 +17,7 @@ from minitransformer.models.base import Config, Model, ModelOutput
 from minitransformer.nn.dropout import Dropout
 from minitransformer.nn.encoder_layer import EncoderLayer
 from minitransformer.nn.linear import Linear, parameter
+from minitransformer.nn.module import Module
 from minitransformer.nn.norm import LayerNorm
 from minitransformer.nn.patch_embedding import PatchEmbedding
 from minitransformer.ops.dropout import check_rate
@@ -84,6 +85,39 @@ class VisionConfig(Config):
         return projection + tokens + self.num_hidden_layers * layer + 2 * C + (C + 1) * self.num_labels
 
 
+class VisionEncoder(Module):
+    """Pixels as tokens that have attended to each other: everything of a vision transformer but its head."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        C, draw = config.hidden_size, random.generator().standard_normal
+
+        def normal(name: str, *shape: int) -> Any:
+            return parameter("VisionEncoder", name, shape, lambda: INIT_STD * draw(shape, dtype=np.float32))
+
+        self.patches = PatchEmbedding(config.image_size, config.patch_size, config.num_channels, C)
+        self.class_token = normal("class token", C)
+        self.positions = normal("table of positions", 1 + config.num_patches, C)
+        self.dropout = Dropout(config.dropout)
+        shape = C, config.num_attention_heads, config.intermediate_size, config.dropout
+        self.layers = [
+            EncoderLayer(*shape, norm_first=True, activation=config.hidden_act) for _ in range(config.num_hidden_layers)
+        ]
+        self.norm = LayerNorm(C)
+
+    def forward(self, pixels: Any) -> Tensor:
+        """The normalised tokens (B, 1 + N, C) of `pixels`, the class token first."""
+        return self.norm(self.states(pixels)[-1])
+
+    def states(self, pixels: Any) -> tuple[Tensor, ...]:
+        """What enters the first layer and what leaves each, (B, 1 + N, C), before the last norm."""
+        x = self.patches(pixels)  # (B, N, C)
+        token = F.expand(self.class_token, (x.shape[0], 1, x.shape[2]))
+        states = [self.dropout(F.concat([token, x], dim=1) + self.positions)]  # (B, 1 + N, C)
+        for layer in self.layers:
+            states.append(layer(states[-1]))
+        return tuple(states)
+
+
 class VisionTransformer(Model):
     """The image classifier of Dosovitskiy et al. 2021, with the norm before each sublayer.
 
@@ -101,29 +135,9 @@ class VisionTransformer(Model):
         if there is not None and size > there:
             problem = f"{config.num_parameters:,} parameters need {size / 1e9:,.1f} GB, there are {there / 1e9:,.1f} GB"
             raise AllocationError("VisionTransformer", problem, "Make hidden_size or num_hidden_layers smaller")
-        C, draw = config.hidden_size, random.generator().standard_normal
-
-        def normal(name: str, *shape: int) -> Any:
-            return parameter("VisionTransformer", name, shape, lambda: INIT_STD * draw(shape, dtype=np.float32))
-
         self.config = config
-        self.patches = PatchEmbedding(config.image_size, config.patch_size, config.num_channels, C)
-        self.class_token = normal("class token", C)
-        self.positions = normal("table of positions", 1 + config.num_patches, C)
-        self.dropout = Dropout(config.dropout)
-        self.layers = [
-            EncoderLayer(
-                C,
-                config.num_attention_heads,
-                config.intermediate_size,
-                config.dropout,
-                norm_first=True,
-                activation=config.hidden_act,
-            )
-            for _ in range(config.num_hidden_layers)
-        ]
-        self.norm = LayerNorm(C)
-        self.head = Linear(C, config.num_labels)
+        self.encoder = VisionEncoder(config)
+        self.head = Linear(config.hidden_size, config.num_labels)
         self.name_call_sites()
 
     def forward(self, pixels: Any, labels: Any = None, *, label_smoothing: float = 0.0) -> ModelOutput:
@@ -133,31 +147,22 @@ class VisionTransformer(Model):
         the first layer and what leaves each, all (B, 1 + N, C). Pixels are taken in the dtype of the weights.
         Raises `DTypeError`, `ShapeError` or, for a label that is no class, `RangeError`.
         """
-        x = self.patches.as_pixels(pixels)
+        x = self.encoder.patches.as_pixels(pixels)
         given = None if labels is None else self._labels(labels, x.shape[0])
-        states = self._states(x)
-        logits = self.head(self.norm(states[-1][:, 0]))  # (B, num_labels)
+        states = self.encoder.states(x)
+        logits = self.head(self.encoder.norm(states[-1][:, 0]))  # (B, num_labels)
         loss = None if given is None else F.cross_entropy(logits, given, label_smoothing=label_smoothing)
         return ModelOutput(loss=loss, logits=logits, hidden_states=states)
 
     def encode(self, pixels: Any) -> Tensor:
         """The normalised tokens (B, 1 + N, C) of `pixels`, the class token first: what a decoder may attend to."""
-        return self.norm(self._states(pixels)[-1])
+        return self.encoder(pixels)
 
     def num_targets(self, **batch: Any) -> int:
         """How many of the batch's `labels` are not -100."""
         if batch.get("labels") is None:
             raise ConfigError("VisionTransformer", "the batch has no labels", "Give one class per image")
         return int((self._labels(batch["labels"]) != -100).sum())
-
-    def _states(self, pixels: Any) -> tuple[Tensor, ...]:
-        """What enters the first layer and what leaves each."""
-        x = self.patches(pixels)  # (B, N, C)
-        token = F.expand(self.class_token, (x.shape[0], 1, x.shape[2]))
-        states = [self.dropout(F.concat([token, x], dim=1) + self.positions)]  # (B, 1 + N, C)
-        for layer in self.layers:
-            states.append(layer(states[-1]))
-        return tuple(states)
 
     def _labels(self, labels: Any, B: int | None = None) -> np.ndarray:
         """`labels` as an integer array (B,) of classes and -100."""

@@ -27,6 +27,12 @@ def vision() -> mt.VisionTransformer:
     return mt.VisionTransformer(vision_config())
 
 
+def captioner() -> mt.ImageCaptioner:
+    mt.manual_seed(0)
+    sizes = {"image_size": 4, "patch_size": 2, "d_model": 4, "num_heads": 2, "dff": 6}
+    return mt.ImageCaptioner(mt.CaptionerConfig(5, 4, num_encoder_layers=1, num_decoder_layers=1, **sizes))
+
+
 def bert(kind: type[EncoderModel]) -> Any:
     """In eval mode: two calls are to give one result."""
     mt.manual_seed(0)
@@ -130,6 +136,29 @@ MODELS: Lines = {
     "VisionTransformer.forward": lambda: call(vision(), leaf(2, 1, 4, 4), ids(2), label_smoothing=0.1),
     "VisionTransformer.encode": lambda: call(vision().encode, leaf(2, 1, 4, 4)),
     "VisionTransformer.num_targets": lambda: call(vision().num_targets, labels=ids(2)),
+    "CaptionerConfig": lambda: call(
+        mt.CaptionerConfig,
+        vocab_size=5,
+        output_seq_len=4,
+        image_size=4,
+        patch_size=2,
+        num_channels=1,
+        d_model=4,
+        num_heads=2,
+        dff=6,
+        num_encoder_layers=1,
+        num_decoder_layers=1,
+        dropout_rate=0.1,
+        pad_id=1,
+        tie_embeddings=False,
+    ),
+    "ImageCaptioner": lambda: call(mt.ImageCaptioner, captioner().config),
+    "ImageCaptioner.forward": lambda: call(
+        captioner(), leaf(2, 1, 4, 4), ids(2, 3), decoder_attention_mask=np.ones((2, 3), int)
+    ),
+    "ImageCaptioner.forward labels": lambda: call(captioner(), leaf(2, 1, 4, 4), labels=ids(2, 3), label_smoothing=0.1),
+    "ImageCaptioner.encode": lambda: call(captioner().encode, leaf(2, 1, 4, 4)),
+    "ImageCaptioner.generate": lambda: call(captioner().generate, leaf(2, 1, 4, 4), max_new_tokens=2),
     "BERT": lambda: call(mt.BERT, mt.BERTConfig(5, 4, 1, 2, 6, max_position_embeddings=6)),
     "BERT.forward": lambda: call(bert(mt.BERT), ids(2, 4), **segments()),
     "BERTConfig": lambda: call(

@@ -79,7 +79,7 @@ def test_shapes_and_the_loss(chosen: dict[str, Any], B: int, seed: int, smoothin
     assert out.logits.shape == (B, model.config.num_labels)
     assert [state.shape for state in out.hidden_states] == [tokens] * (1 + model.config.num_hidden_layers)
     encoded = model.encode(pixels)
-    np.testing.assert_array_equal(encoded.numpy(), model.norm(out.hidden_states[-1]).numpy())
+    np.testing.assert_array_equal(encoded.numpy(), model.encoder.norm(out.hidden_states[-1]).numpy())
     np.testing.assert_allclose(out.logits.numpy(), model.head(encoded[:, 0]).numpy(), **TIGHT)
     assert model(pixels).loss is None
     valid, logits = labels != -100, out.logits.numpy()
@@ -140,7 +140,7 @@ def test_only_positions_tell_patches_apart(order: list[int], seed: int) -> None:
     moved = pixels.reshape(3, 2, 4)[..., order].reshape(pixels.shape)
     told = abs(model(moved).logits.numpy() - model(pixels).logits.numpy()).max() > 1e-9
     assert told == (order != sorted(order))
-    model.positions.data = np.zeros(model.positions.shape)
+    model.encoder.positions.data = np.zeros(model.encoder.positions.shape)
     np.testing.assert_allclose(model(moved).logits.numpy(), model(pixels).logits.numpy(), **TIGHT)
 
 
@@ -208,7 +208,7 @@ def test_the_seed_decides_the_weights_and_the_start_is_undecided() -> None:
 
     model = fresh(1)
     assert model.files() == fresh(1).files() != fresh(2).files()
-    for parameter in (model.class_token, model.positions):
+    for parameter in (model.encoder.class_token, model.encoder.positions):
         assert parameter.dtype == np.float32
         assert abs(parameter.data.std() / 0.02 - 1) < 5 / np.sqrt(2 * parameter.data.size)
     pixels = images(model, 200)

@@ -85,11 +85,12 @@ def test_logits_tokens_loss_and_gradients(
         num_labels=3,
     )
     own, other = mt.VisionTransformer(config), theirs(torch, config)
-    names = {name: name for name in ("class_token", "positions", "head.weight", "head.bias")}
-    names |= {f"patches.projection.{n}": f"projection.{n}" for n in ("weight", "bias")}
-    names |= {f"norm.{n}": f"encoder.norm.{n}" for n in ("weight", "bias")}
+    names = {"encoder.class_token": "class_token", "encoder.positions": "positions"}
+    names |= {name: name for name in ("head.weight", "head.bias")}
+    names |= {f"encoder.patches.projection.{n}": f"projection.{n}" for n in ("weight", "bias")}
+    names |= {f"encoder.norm.{n}": f"encoder.norm.{n}" for n in ("weight", "bias")}
     for i in range(layers):
-        names |= below(f"layers.{i}", f"encoder.layers.{i}", ENCODER)
+        names |= below(f"encoder.layers.{i}", f"encoder.layers.{i}", ENCODER)
     parameters = same_weights(own, other, names, seed)
     labels = np.random.default_rng(seed).integers(3, size=B)
     labels[1:2] = -100
