@@ -10,7 +10,7 @@ import numpy as np
 from minitransformer import functional as F
 from minitransformer import random
 from minitransformer.autograd import Tensor, as_array
-from minitransformer.checks import check_choice, check_size, shown
+from minitransformer.checks import check_choice, shown
 from minitransformer.errors import AllocationError, ConfigError, DTypeError, ShapeError
 from minitransformer.memory import total_memory
 from minitransformer.models.base import Config, Model, ModelOutput
@@ -24,7 +24,6 @@ from minitransformer.ops.dropout import check_rate
 from minitransformer.ops.loss import check_targets
 
 INIT_STD = 0.02  # of the class token and the positions
-_MOST = {"num_hidden_layers": 10_000}  # no model has more; the other sizes end at 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -49,12 +48,7 @@ class VisionConfig(Config):
 
     def __post_init__(self) -> None:
         for name in [field.name for field in fields(self) if field.name not in ("hidden_act", "dropout")]:
-            value, most = getattr(self, name), _MOST.get(name, 2**31 - 1)
-            check_size("VisionConfig", **{name: value})
-            if value > most:
-                problem = f"{name} is {shown(value)}, expected at most {most}"
-                raise ConfigError("VisionConfig", problem, "Pass a smaller number")
-            object.__setattr__(self, name, int(value))  # a NumPy integer has no JSON
+            self.keep_size(name, 10_000 if name == "num_hidden_layers" else 2**31 - 1)  # no model has more layers
         check_choice("VisionConfig", "hidden_act", self.hidden_act, ("gelu", "gelu_tanh", "relu", "silu"))
         object.__setattr__(self, "dropout", check_rate("VisionConfig", self.dropout))
         if self.image_size % self.patch_size:
