@@ -14,7 +14,7 @@ from pydoc_data.topics import topics
 import numpy as np
 
 import minitransformer as mt
-from minitransformer.data import MaskedTokens, RowDataset
+from minitransformer.data import ArrayDataset, MaskedTokens
 
 SPECIAL = ["[PAD]", "[CLS]", "[MASK]", "[UNK]"]
 PAD, CLS, MASK, UNK = range(len(SPECIAL))
@@ -72,13 +72,13 @@ def main(smoke: bool) -> None:
     shape = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 512}
     config = mt.BERTConfig(len(vocabulary), **shape, max_position_embeddings=LENGTH + 1, num_labels=TOPICS)
     special = {"vocab_size": len(vocabulary), "mask_token_id": MASK, "special_token_ids": [PAD, CLS, UNK]}
-    gaps, held_out_gaps = (MaskedTokens(RowDataset(rows[which]), **special) for which in (~last, last))
+    gaps, held_out_gaps = (MaskedTokens(ArrayDataset(input_ids=rows[which]), **special) for which in (~last, last))
     pretrained = mt.BERTForMaskedLM(config)
     train(pretrained, gaps, held_out_gaps, steps=3 if smoke else 2000, rate=1e-3)
     print("Words of held-out passages, and what the model would put in their place:")
     fill_gaps(pretrained, vocabulary, rows[asked][::60][:8])
 
-    topic = [RowDataset(rows[which], labels=labels[which]) for which in (known, asked)]
+    topic = [ArrayDataset(input_ids=rows[which], labels=labels[which]) for which in (known, asked)]
     right = {"naive Bayes": naive_bayes(rows[known], labels[known], rows[asked], len(vocabulary))}
     fresh, tuned = mt.BERTForSequenceClassification(config), mt.BERTForSequenceClassification.from_encoder(pretrained)
     for name, model in (("BERT from the start", fresh), ("BERT, pretrained", tuned)):

@@ -5,7 +5,6 @@ from minitransformer.data.batches import TokenDataset, prepare
 from minitransformer.data.corpora import Corpus, corpus
 from minitransformer.data.images import digits, drawn_digits
 from minitransformer.data.masking import MaskedTokens
-from minitransformer.data.rows import RowDataset
 from minitransformer.data.tokenizers import ByteTokenizer, CharTokenizer, load_tokenizer
 
 __all__ = [
@@ -14,7 +13,6 @@ __all__ = [
     "CharTokenizer",
     "Corpus",
     "MaskedTokens",
-    "RowDataset",
     "TokenDataset",
     "corpus",
     "digits",

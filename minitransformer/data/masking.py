@@ -8,9 +8,9 @@ import numpy as np
 
 from minitransformer.autograd import as_array
 from minitransformer.checks import allocate, check_number, shown
+from minitransformer.data.arrays import ArrayDataset
 from minitransformer.data.batches import IGNORED, Batch, TokenDataset, step_generator, whole
-from minitransformer.data.rows import RowDataset
-from minitransformer.errors import ConfigError, DTypeError, RangeError
+from minitransformer.errors import ConfigError, DTypeError, RangeError, ShapeError
 
 _STREAM = 1  # of random numbers: those of stream 0 draw the rows
 
@@ -23,13 +23,13 @@ class MaskedTokens:
     token, and what an `attention_mask` says is padding are never chosen, and special tokens never drawn. `vocab_size`
     counts all ids.
 
-    Of the batches of `data` the input ids, attention mask and token types are kept. Raises `ConfigError`, `DTypeError`
-    or `RangeError` for settings that make no sense.
+    `data` is a `TokenDataset`, or an `ArrayDataset` of `input_ids` (N, T), of whose further arrays `attention_mask` and
+    `token_type_ids` are kept. Raises `ConfigError`, `DTypeError`, `RangeError` or `ShapeError` for what makes no sense.
     """
 
     def __init__(
         self,
-        data: TokenDataset | RowDataset,
+        data: TokenDataset | ArrayDataset,
         *,
         vocab_size: int,
         mask_token_id: int,
@@ -37,8 +37,12 @@ class MaskedTokens:
         mlm_probability: float = 0.15,
     ) -> None:
         op = "MaskedTokens"
-        if not isinstance(data, (TokenDataset, RowDataset)):
-            raise DTypeError(op, f"data is {shown(data)}, expected a TokenDataset or RowDataset", "Make one first")
+        if isinstance(data, ArrayDataset):
+            self.block_size = _width(data)
+        elif isinstance(data, TokenDataset):
+            self.block_size = data.block_size
+        else:
+            raise DTypeError(op, f"data is {shown(data)}, expected a TokenDataset or ArrayDataset", "Make one first")
         self.mask_token_id = whole(op, "mask_token_id", mask_token_id, 0)
         special = np.asarray(as_array(op, special_token_ids))
         if special.size and special.dtype.kind not in "iu":
@@ -59,7 +63,6 @@ class MaskedTokens:
             raise ConfigError(op, f"all {size} ids are special tokens", "Raise vocab_size, which counts all ids")
         self.probability = check_number(op, "mlm_probability", mlm_probability, below=1)
         self.data = data
-        self.block_size = data.block_size
         self.tokenizer = getattr(data, "tokenizer", None)
         self.source = {
             "data": data.source,
@@ -80,7 +83,7 @@ class MaskedTokens:
             yield self._masked(batch, random)
 
     def _masked(self, batch: Batch, random: np.random.Generator) -> Batch:
-        ids = batch["input_ids"]
+        ids = batch["input_ids"].astype(np.int64)
         p = self.probability
         chance, choice = np.moveaxis(random.random((*ids.shape, 2)), -1, 0)  # (B, T) each
         can = ~np.isin(ids, self.special)
@@ -93,3 +96,13 @@ class MaskedTokens:
         made = {"input_ids": np.where(hidden, self.mask_token_id, np.where(changed, drawn, ids))}
         made |= {name: batch[name] for name in ("attention_mask", "token_type_ids") if name in batch}
         return {**made, "labels": np.where(chosen, ids, IGNORED)}
+
+
+def _width(data: ArrayDataset) -> int:
+    """T of the rows of tokens (N, T) in `data`."""
+    ids = data.arrays.get("input_ids")
+    if ids is None or ids.ndim != 2 or ids.dtype.kind not in "iu":
+        found = "none" if ids is None else f"{ids.dtype} of shape {ids.shape}"
+        problem = f"the input_ids of the data are {found}, expected integers (rows, length)"
+        raise ShapeError("MaskedTokens", problem, "Pass ArrayDataset(input_ids=rows)")
+    return int(ids.shape[1])

@@ -9,18 +9,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minitransformer.data import MaskedTokens, RowDataset, TokenDataset
-from minitransformer.errors import ConfigError, DTypeError, RangeError
+from minitransformer.data import ArrayDataset, MaskedTokens, TokenDataset
+from minitransformer.errors import ConfigError, DTypeError, RangeError, ShapeError
 
 V, MASK, SPECIAL = 11, 10, (0, 9)
 
 
-def rows(B: int, T: int, seed: int) -> RowDataset:
+def rows(B: int, T: int, seed: int) -> ArrayDataset:
     """Rows in which everything occurs, with padding, token types and labels of another kind."""
     rng = np.random.default_rng(seed)
     mask = np.arange(T) < rng.integers(0, T + 1, (B, 1))
     types = rng.integers(0, 2, (B, T))
-    return RowDataset(rng.integers(0, V, (B, T)), attention_mask=mask, token_type_ids=types, labels=np.arange(B))
+    return ArrayDataset(
+        input_ids=rng.integers(0, V, (B, T)), attention_mask=mask, token_type_ids=types, labels=np.arange(B)
+    )
 
 
 def masked(data: Any, **changes: Any) -> MaskedTokens:
@@ -41,7 +43,7 @@ def check(given: dict[str, np.ndarray], made: dict[str, np.ndarray]) -> None:
         if name in given:
             np.testing.assert_array_equal(made[name], given[name])
     assert not chosen[given.get("attention_mask", np.ones_like(ids)) == 0].any()
-    assert {array.dtype for array in made.values()} == {np.dtype(np.int64)}
+    assert made["input_ids"].dtype == made["labels"].dtype == np.int64
 
 
 @given(
@@ -82,7 +84,7 @@ def test_windows_of_text_lose_their_targets() -> None:
 
 
 def test_rows_seeds_and_steps_are_masked_apart() -> None:
-    made = masked(RowDataset(np.ones((1, 200), int)))
+    made = masked(ArrayDataset(input_ids=np.ones((1, 200), int)))
     first, step, seed = (made.batch(*key, 2)["labels"] for key in ((0, 0), (0, 1), (1, 0)))
     for other in (first[1], step[0], seed[0]):
         assert (first[0] != other).any()
@@ -97,7 +99,7 @@ def within(count: int, n: int, p: float) -> bool:
 def test_eighty_ten_ten(p: float) -> None:
     rng = np.random.default_rng(0)
     ids = rng.integers(0, V, (400, 500))
-    batch = next(masked(RowDataset(ids), mlm_probability=p).sequential(400))
+    batch = next(masked(ArrayDataset(input_ids=ids), mlm_probability=p).sequential(400))
     ordinary = ~np.isin(ids, [*SPECIAL, MASK])
     chosen = batch["labels"] != -100
     inputs = batch["input_ids"]
@@ -121,13 +123,14 @@ def test_eighty_ten_ten(p: float) -> None:
 
 
 def test_nothing_is_chosen_with_probability_0() -> None:
-    assert (masked(RowDataset(np.ones((9, 9), int)), mlm_probability=0).batch(0, 0, 9)["labels"] == -100).all()
+    assert (
+        masked(ArrayDataset(input_ids=np.ones((9, 9), int)), mlm_probability=0).batch(0, 0, 9)["labels"] == -100
+    ).all()
 
 
 def test_the_source_names_all_that_decides_the_batches() -> None:
-    data = RowDataset([[1, 2]], source={"made by": "tests"})
-    assert masked(data).source == {
-        "data": {"made by": "tests"},
+    assert masked(DATA).source == {
+        "data": DATA.source,
         "vocab_size": V,
         "mask_token_id": MASK,
         "special_token_ids": [0, 9],
@@ -135,12 +138,23 @@ def test_the_source_names_all_that_decides_the_batches() -> None:
     }
 
 
-DATA = RowDataset([[1, 2]])
+DATA = ArrayDataset(input_ids=[[1, 2]])
 REFUSED: dict[str, tuple[type[Exception], dict[str, Any], str]] = {
     "data": (
         DTypeError,
         {"data": [[1, 2]]},
-        "data is [[1, 2]], expected a TokenDataset or RowDataset. Make one first.",
+        "data is [[1, 2]], expected a TokenDataset or ArrayDataset. Make one first.",
+    ),
+    "no tokens": (
+        ShapeError,
+        {"data": ArrayDataset(labels=[1])},
+        "the input_ids of the data are none, expected integers (rows, length). Pass ArrayDataset(input_ids=rows).",
+    ),
+    "no rows of tokens": (
+        ShapeError,
+        {"data": ArrayDataset(input_ids=[0.5])},
+        "the input_ids of the data are float64 of shape (1,), expected integers (rows, length). "
+        "Pass ArrayDataset(input_ids=rows).",
     ),
     "mask": (
         RangeError,

@@ -18,8 +18,8 @@ def digits() -> Any:
         return data.digits()
 
 
-def labelled() -> data.RowDataset:
-    return data.RowDataset(ids(4, 3), labels=ids(4), attention_mask=ids(4, 3) > 0)
+def labelled() -> data.ArrayDataset:
+    return data.ArrayDataset(input_ids=ids(4, 3), labels=ids(4), attention_mask=ids(4, 3) > 0)
 
 
 TRAINING: Lines = {
@@ -71,9 +71,6 @@ TRAINING: Lines = {
     "data.MaskedTokens.sequential": lambda: call(
         lambda size: some(data.MaskedTokens(labelled(), vocab_size=7, mask_token_id=5).sequential(size)), 2
     ),
-    "data.RowDataset": lambda: call(data.RowDataset, ids(2, 3), labels=ids(2), source={"corpus": "mine"}),
-    "data.RowDataset.batch": lambda: call(labelled().batch, 1, 2, batch_size=3),
-    "data.RowDataset.sequential": lambda: call(lambda size: some(labelled().sequential(size)), 2),
     "data.StreamDecoder.feed": lambda: call(data.ByteTokenizer().stream_decoder().feed, ids(4) + 97),
     "data.TokenDataset": lambda: call(data.TokenDataset, ids(20), 4, tokenizer=None, source={"corpus": "mine"}),
     "data.TokenDataset.batch": lambda: call(tokens().batch, 1, 2, batch_size=3),

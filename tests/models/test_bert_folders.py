@@ -14,7 +14,7 @@ from tiny import gpt, train_config
 from tiny_bert import HEADS, KINDS, LONGEST, SHAPE, V, bert, options, outputs, tokens
 
 import minitransformer as mt
-from minitransformer.data import MaskedTokens, RowDataset
+from minitransformer.data import ArrayDataset, MaskedTokens
 from minitransformer.errors import CheckpointError, ConfigError, DTypeError
 
 any_kind = pytest.mark.parametrize("kind", KINDS)
@@ -99,7 +99,7 @@ def rows() -> np.ndarray:
 
 
 def gaps() -> MaskedTokens:
-    return MaskedTokens(RowDataset(rows()), vocab_size=V, mask_token_id=MASK)
+    return MaskedTokens(ArrayDataset(input_ids=rows()), vocab_size=V, mask_token_id=MASK)
 
 
 def fresh(kind: type[Any], **changes: Any) -> Any:
@@ -114,7 +114,7 @@ def test_gaps_are_learned_and_make_a_classifier(tmp_path: Path) -> None:
     assert result.val_loss < 1 < np.log(MASK)  # of guessing
     model = mt.BERTForSequenceClassification.from_encoder(mt.from_pretrained(tmp_path / "run"), num_labels=2)
     odd = rows()[:, 0] % 2
-    data = RowDataset(rows(), labels=odd, attention_mask=np.ones_like(rows()))
+    data = ArrayDataset(input_ids=rows(), labels=odd, attention_mask=np.ones_like(rows()))
     mt.Trainer(model, train_config(max_steps=30, batch_size=16, eval_interval=30), data, data).train()
     model.eval()
     assert np.mean(model(rows()).logits.numpy().argmax(axis=1) == odd) > 0.9  # 0.5 by guessing
@@ -150,7 +150,7 @@ def test_shards_of_few_targets_weigh_as_their_targets(kind: str) -> None:
         model = fresh(HEADS[kind], hidden_dropout_prob=0.0)
         model.to("float64")
         config = train_config(max_steps=3, shards=shards, learning_rate=0.1, optimizer="sgd", min_learning_rate=0.0)
-        mt.Trainer(model, config, RowDataset(ids, **wanted)).train()
+        mt.Trainer(model, config, ArrayDataset(input_ids=ids, **wanted)).train()
         steps.append(model)
     for a, b in zip(*(model.parameters() for model in steps), strict=True):
         np.testing.assert_allclose(a.data, b.data, rtol=1e-10, atol=1e-12)
