@@ -23,8 +23,8 @@ class MaskedTokens:
     token, and what an `attention_mask` says is padding are never chosen, and special tokens never drawn. `vocab_size`
     counts all ids.
 
-    Of the batches of `data` the input ids, attention mask and token types are kept. Raises `ConfigError`, `DTypeError`
-    or `RangeError` for settings that make no sense.
+    `data` is a `TokenDataset`, or an `ArrayDataset` of `input_ids` (N, T), of whose further arrays `attention_mask` and
+    `token_type_ids` are kept. Raises `ConfigError`, `DTypeError`, `RangeError` or `ShapeError` for what makes no sense.
     """
 
     def __init__(
@@ -37,9 +37,12 @@ class MaskedTokens:
         mlm_probability: float = 0.15,
     ) -> None:
         op = "MaskedTokens"
-        if not isinstance(data, (TokenDataset, ArrayDataset)):
+        if isinstance(data, ArrayDataset):
+            self.block_size = _width(data)
+        elif isinstance(data, TokenDataset):
+            self.block_size = data.block_size
+        else:
             raise DTypeError(op, f"data is {shown(data)}, expected a TokenDataset or ArrayDataset", "Make one first")
-        self.block_size = data.block_size if isinstance(data, TokenDataset) else _length(data)
         self.mask_token_id = whole(op, "mask_token_id", mask_token_id, 0)
         special = np.asarray(as_array(op, special_token_ids))
         if special.size and special.dtype.kind not in "iu":
@@ -95,10 +98,11 @@ class MaskedTokens:
         return {**made, "labels": np.where(chosen, ids, IGNORED)}
 
 
-def _length(data: ArrayDataset) -> int:
-    """Tokens in a row."""
+def _width(data: ArrayDataset) -> int:
+    """T of the rows of tokens (N, T) in `data`."""
     ids = data.arrays.get("input_ids")
     if ids is None or ids.ndim != 2 or ids.dtype.kind not in "iu":
         found = "none" if ids is None else f"{ids.dtype} of shape {ids.shape}"
-        raise ShapeError("MaskedTokens", f"input_ids are {found}, expected integers (rows, length)", "Encode the text")
-    return ids.shape[1]
+        problem = f"the input_ids of the data are {found}, expected integers (rows, length)"
+        raise ShapeError("MaskedTokens", problem, "Pass ArrayDataset(input_ids=rows)")
+    return int(ids.shape[1])

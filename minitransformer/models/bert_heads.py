@@ -33,9 +33,9 @@ class HeadModel(EncoderModel):
     def from_encoder(cls: type[H], source: EncoderModel, **changes: Any) -> H:
         """A new model with the encoder of `source`, any BERT model, as `mt.from_pretrained` gives it.
 
-        So is the pooler where both have one; the rest of the head starts anew. The config is that of `source` but for
-        `changes`: `num_labels`, `hidden_dropout_prob` and `initializer_range` may differ. Raises `DTypeError` for
-        another kind of model, `ConfigError` for another change.
+        The pooler comes along where both have one; the rest of the head starts anew. The config is that of `source` but
+        for `changes`: `num_labels`, `hidden_dropout_prob` and `initializer_range` may differ. The weights are copies.
+        Raises `DTypeError` for another kind of model, `ConfigError` for another change.
         """
         op = f"{cls.__name__}.from_encoder"
         if not isinstance(source, EncoderModel):

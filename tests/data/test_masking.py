@@ -21,10 +21,7 @@ def rows(B: int, T: int, seed: int) -> ArrayDataset:
     mask = np.arange(T) < rng.integers(0, T + 1, (B, 1))
     types = rng.integers(0, 2, (B, T))
     return ArrayDataset(
-        input_ids=rng.integers(0, V, (B, T), dtype=np.uint8),
-        attention_mask=mask,
-        token_type_ids=types,
-        labels=np.arange(B),
+        input_ids=rng.integers(0, V, (B, T), "u1"), attention_mask=mask, token_type_ids=types, labels=np.arange(B)
     )
 
 
@@ -46,7 +43,7 @@ def check(given: dict[str, np.ndarray], made: dict[str, np.ndarray]) -> None:
         if name in given:
             np.testing.assert_array_equal(made[name], given[name])
     assert not chosen[given.get("attention_mask", np.ones_like(ids)) == 0].any()
-    assert made["input_ids"].dtype == labels.dtype == np.int64
+    assert made["input_ids"].dtype == made["labels"].dtype == np.int64
 
 
 @given(
@@ -132,9 +129,8 @@ def test_nothing_is_chosen_with_probability_0() -> None:
 
 
 def test_the_source_names_all_that_decides_the_batches() -> None:
-    data = ArrayDataset(input_ids=[[1, 2]])
-    assert masked(data).source == {
-        "data": data.source,
+    assert masked(DATA).source == {
+        "data": DATA.source,
         "vocab_size": V,
         "mask_token_id": MASK,
         "special_token_ids": [0, 9],
@@ -149,15 +145,16 @@ REFUSED: dict[str, tuple[type[Exception], dict[str, Any], str]] = {
         {"data": [[1, 2]]},
         "data is [[1, 2]], expected a TokenDataset or ArrayDataset. Make one first.",
     ),
-    "no ids": (
+    "no tokens": (
         ShapeError,
-        {"data": ArrayDataset(pixels=[[1, 2]])},
-        "input_ids are none, expected integers (rows, length). Encode the text.",
+        {"data": ArrayDataset(labels=[1])},
+        "the input_ids of the data are none, expected integers (rows, length). Pass ArrayDataset(input_ids=rows).",
     ),
-    "flat ids": (
+    "no rows of tokens": (
         ShapeError,
-        {"data": ArrayDataset(input_ids=[1.0, 2.0])},
-        "input_ids are float64 of shape (2,), expected integers (rows, length). Encode the text.",
+        {"data": ArrayDataset(input_ids=[0.5])},
+        "the input_ids of the data are float64 of shape (1,), expected integers (rows, length). "
+        "Pass ArrayDataset(input_ids=rows).",
     ),
     "mask": (
         RangeError,

@@ -18,8 +18,8 @@ def digits() -> Any:
         return data.digits()
 
 
-def masked() -> data.MaskedTokens:
-    return data.MaskedTokens(data.ArrayDataset(input_ids=ids(4, 3)), vocab_size=7, mask_token_id=5)
+def labelled() -> data.ArrayDataset:
+    return data.ArrayDataset(input_ids=ids(4, 3), labels=ids(4), attention_mask=ids(4, 3) > 0)
 
 
 TRAINING: Lines = {
@@ -66,14 +66,10 @@ TRAINING: Lines = {
         data.MaskedTokens, tokens(), vocab_size=7, mask_token_id=5, special_token_ids=(6,), mlm_probability=0.2
     ),
     "data.MaskedTokens.batch": lambda: call(
-        masked().batch,
-        1,
-        2,
-        batch_size=3,
+        data.MaskedTokens(labelled(), vocab_size=7, mask_token_id=5).batch, 1, 2, batch_size=3
     ),
     "data.MaskedTokens.sequential": lambda: call(
-        lambda size: some(masked().sequential(size)),
-        2,
+        lambda size: some(data.MaskedTokens(labelled(), vocab_size=7, mask_token_id=5).sequential(size)), 2
     ),
     "data.StreamDecoder.feed": lambda: call(data.ByteTokenizer().stream_decoder().feed, ids(4) + 97),
     "data.TokenDataset": lambda: call(data.TokenDataset, ids(20), 4, tokenizer=None, source={"corpus": "mine"}),
