@@ -14,6 +14,7 @@ from minitransformer.checkpoint import pack_arrays, unpack_arrays
 from minitransformer.errors import CheckpointError, ConfigError, nearest
 from minitransformer.files import json_bytes, make_folders, refusals_of_the_system, write_bytes
 from minitransformer.nn.kv_cache import KVCache
+from minitransformer.nn.linear_attention import StateCache
 from minitransformer.nn.module import Module
 
 C = TypeVar("C", bound="Config")
@@ -27,7 +28,7 @@ class ModelOutput:
     logits: Tensor | None = None  # (B, T, V)
     attentions: tuple[Tensor, ...] | None = None
     hidden_states: tuple[Tensor, ...] | None = None
-    cache: KVCache | None = None
+    cache: KVCache | StateCache | None = None
 
 
 class Config:

@@ -15,6 +15,7 @@ from minitransformer.nn.dropout import Dropout, call_site
 from minitransformer.nn.feed_forward import FeedForward
 from minitransformer.nn.kv_cache import KVCache
 from minitransformer.nn.linear import Linear
+from minitransformer.nn.linear_attention import LinearSelfAttention, StateCache
 from minitransformer.nn.module import Module
 from minitransformer.nn.norm import LayerNorm, RMSNorm
 from minitransformer.ops.dropout import check_rate
@@ -33,7 +34,8 @@ class GPTBlock(Module):
     def __init__(self, config: GPTConfig) -> None:
         C = config.n_embd
         self.norm1 = norm_of(config)
-        self.attn = MultiHeadAttention(C, config.n_head, config.n_kv_head, config.dropout, config.bias)
+        attention = LinearSelfAttention if config.attention == "linear" else MultiHeadAttention
+        self.attn = attention(C, config.n_head, config.n_kv_head, config.dropout, config.bias)
         self.dropout1 = Dropout(config.dropout)
         self.norm2 = norm_of(config)
         activation = "gelu_tanh" if config.ffn == "gelu" else config.ffn
@@ -53,12 +55,13 @@ class GPTBlock(Module):
     def runs_by_hand(self) -> bool:
         """Not while somebody watches every op, and not if a part was replaced by another module."""
         parts = (self.norm1, self.norm2, self.attn, self.attn.qkv, self.attn.out, self.ffn, self.ffn.up, self.ffn.down)
-        norm = type(self.norm1)
+        norm, attention = type(self.norm1), type(self.attn)
         return (
             watching.get() is None
             and norm in (LayerNorm, RMSNorm)
+            and attention in (MultiHeadAttention, LinearSelfAttention)
             and self.norm1.eps == self.norm2.eps
-            and [*map(type, parts)] == [norm, norm, MultiHeadAttention, Linear, Linear, FeedForward, Linear, Linear]
+            and [*map(type, parts)] == [norm, norm, attention, Linear, Linear, FeedForward, Linear, Linear]
         )
 
     def composed(self, x: Tensor, **attention: Any) -> Tensor:
@@ -71,18 +74,20 @@ class GPTBlock(Module):
         x: Tensor,
         problem: Problem,
         rope_positions: np.ndarray | None,
-        cache: KVCache | None = None,
+        cache: KVCache | StateCache | None = None,
         layer: int = 0,
     ) -> Tensor:
         """The same through `ops/gpt_block.py`, to rounding, with the same dropout masks; fills a cache's `layer`."""
         attn, ffn = self.attn, self.ffn
-        if self.training and attn.dropout_rate:
+        linear = isinstance(attn, LinearSelfAttention)
+        if self.training and attn.dropout_rate and not linear:
             rate = check_rate("attention", attn.dropout_rate)
             problem = problem._replace(dropout_p=rate, dropout_key=random.next_key(call_site(attn)))
         options = BlockOptions(
             num_heads=attn.num_heads,
             num_kv_heads=attn.num_kv_heads,
             problem=problem,
+            attention="linear" if linear else "softmax",
             norm="rms" if isinstance(self.norm1, RMSNorm) else "layer",
             eps=self.norm1.eps,
             activation=ffn.activation,

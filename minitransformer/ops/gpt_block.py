@@ -33,6 +33,7 @@ class BlockOptions(NamedTuple):
     num_heads: int
     num_kv_heads: int
     problem: Problem
+    attention: str = "softmax"  # or "linear", for which of `problem` only the mask counts, of keys, and it is causal
     norm: str = "layer"  # or "rms"
     eps: float = 1e-5
     activation: str = "gelu_tanh"  # or "relu", "swiglu"
@@ -50,7 +51,7 @@ class Block(NamedTuple):
     qkv: tuple[np.ndarray, ...]  # (B, H or K, T, D)
     ropes: tuple[Rotation, Rotation] | None
     merged: np.ndarray  # (N, C), the heads side by side
-    lse: np.ndarray  # (B, H, T)
+    sums: np.ndarray  # (B, H, T), of the weights: their log-sum-exp, or linear attention's denominators
     z: np.ndarray  # (N, C)
     normed2: np.ndarray  # (N, C)
     stats2: tuple[np.ndarray, ...]
@@ -86,7 +87,8 @@ def gpt_block_forward(
     parameters = (norm1, norm1_bias, qkv, qkv_bias, proj, proj_bias, norm2, norm2_bias, up, up_bias, down, down_bias)
     x, weights = _checked(x, BlockWeights(*parameters), options)
     B, T, C = x.shape
-    attention, rowwise, pointwise = (kernels.serve(family, x) for family in ("attention", "rowwise", "pointwise"))
+    family = "linear_attention" if options.attention == "linear" else "attention"
+    attention, rowwise, pointwise = (kernels.serve(family, x) for family in (family, "rowwise", "pointwise"))
     rows = np.ascontiguousarray(x).reshape(B * T, C)
 
     normed1, *stats1 = _norm(rowwise, options, rows, weights.norm1, weights.norm1_bias)
@@ -96,7 +98,12 @@ def gpt_block_forward(
         (q, rope_q), (k, rope_k) = (rope_forward(a, options.rope_positions) for a in (q, k))
         ropes = rope_q, rope_k
     merged = np.empty((B * T, C), x.dtype)
-    _, lse = attention.forward(q, k, v, None, _heads(merged, options, B, T), options.problem)
+    heads = _heads(merged, options, B, T)
+    if options.attention == "linear":
+        k = _hidden(k, options.problem.mask)
+        heads[...], sums = attention.forward(q, k, v, True, "elu")
+    else:
+        _, sums = attention.forward(q, k, v, None, heads, options.problem)
 
     z, bias, dropped1 = _branch(merged @ weights.proj.T, weights.proj_bias, options.dropout1, x.shape)
     if options.norm == "layer":  # z is the branch, then the branch plus x
@@ -116,7 +123,7 @@ def gpt_block_forward(
         (q, k, v),
         ropes,
         merged,
-        lse,
+        sums,
         z,
         normed2,
         tuple(stats2),
@@ -153,8 +160,11 @@ def gpt_block_backward(dout: np.ndarray, saved: Block) -> tuple[np.ndarray | Non
     dout, out = (_heads(rows, options, B, T) for rows in (dbranch @ weights.proj, saved.merged))
     dqkv = np.empty((B * T, len(weights.qkv)), dy.dtype)
     dq, dk, dv = _split_heads(dqkv, B, T, options)
-    dlse = np.zeros_like(saved.lse)
-    saved.attention.backward(dout, dlse, *saved.qkv, None, out, saved.lse, dq, dk, dv, options.problem)
+    if options.attention == "linear":
+        dq[...], dk[...], dv[...] = saved.attention.backward(dout, *saved.qkv, out, saved.sums, True, "elu")
+    else:
+        dlse = np.zeros_like(saved.sums)
+        saved.attention.backward(dout, dlse, *saved.qkv, None, out, saved.sums, dq, dk, dv, options.problem)
     if saved.ropes is not None:
         for g, rope in zip((dq, dk), saved.ropes, strict=True):
             g[...] = rope_backward(g, rope)[0]
@@ -255,6 +265,11 @@ def _heads(rows: np.ndarray, options: BlockOptions, B: int, T: int) -> np.ndarra
     return rows.reshape(B, T, H, rows.shape[1] // H).transpose(0, 2, 1, 3)
 
 
+def _hidden(k: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
+    """k with -inf, of which the feature map is 0, in the rows of keys that `mask` (B, 1, 1, T) hides."""
+    return k if mask is None else np.where(mask.swapaxes(2, 3), k, k.dtype.type(-np.inf))
+
+
 def _activate(pointwise: ModuleType, options: BlockOptions, inner: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
     """The activation of inner + bias; the sum is left in `inner`, but by GELU."""
     if options.activation == "gelu_tanh":
@@ -289,6 +304,7 @@ def _checked(x: np.ndarray, weights: BlockWeights, options: BlockOptions) -> tup
     check_float("gpt_block", x=x)
     if not isinstance(options, BlockOptions):
         raise DTypeError("gpt_block", f"options is a {type(options).__name__}, expected BlockOptions", "Make them")
+    check_choice("gpt_block", "attention", options.attention, ("softmax", "linear"))
     check_choice("gpt_block", "norm", options.norm, ("layer", "rms"))
     check_choice("gpt_block", "activation", options.activation, ("gelu_tanh", "relu", "swiglu"))
     H, K = options.num_heads, options.num_kv_heads

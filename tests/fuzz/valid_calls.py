@@ -160,6 +160,8 @@ VALID: dict[str, Callable[[], Valid]] = {
         attention="window",
         window=3,
         tie_weights=False,
+        n_global=None,
+        stride=None,
     ),
     "ModelOutput": lambda: call(mt.ModelOutput, loss=leaf(1)),
     "Parameter": lambda: call(mt.Parameter, real(2, 3), requires_grad=True),
@@ -224,6 +226,7 @@ VALID: dict[str, Callable[[], Valid]] = {
     "use_backend": lambda: call(inside(mt.use_backend), "reference"),
     "where": lambda: call(mt.where, bools(2, 3), leaf(2, 3), 0.0),
     # ---- functional -------------------------------------------------------------------------------
+    "functional.Sparse": lambda: call(F.Sparse, range(1, 9, 2), left=1, block=2, origin=np.array([0, 1])),
     "functional.alibi_slopes": lambda: call(F.alibi_slopes, 6),
     "functional.apply_rope": lambda: call(F.apply_rope, leaf(2, 2, 3, 4), ids(3), base=100.0, layout="half"),
     "functional.concat": lambda: call(F.concat, (leaf(2, 3), leaf(2, 2)), 1),
@@ -270,6 +273,7 @@ VALID: dict[str, Callable[[], Valid]] = {
         enable_gqa=False,
         causal_align="lower_right",
         window_size=(1, 0),
+        sparse=F.Sparse(range(1), left=1),
         softcap=2.0,
         alibi_slopes=real(4),
         key_lengths=np.array([3, 2]),
@@ -339,11 +343,34 @@ VALID: dict[str, Callable[[], Valid]] = {
     "nn.MemoryCache": lambda: call(nn.MemoryCache, 2),
     "nn.MemoryCache.of": lambda: call(nn.MemoryCache(2).of, 1),
     "nn.MemoryCache.keep": lambda: call(nn.MemoryCache(2).keep, 1, leaf(2, 2, 3, 3), leaf(2, 2, 3, 3)),
+    "nn.StateCache": lambda: call(nn.StateCache, 1, 2, 2, 3, np.dtype(np.float32)),
+    "nn.StateCache.append": lambda: call(
+        nn.StateCache(1, 2, 2, 3, np.dtype(np.float32)).append, 0, leaf(2, 2, 4, 3), leaf(2, 2, 4, 3)
+    ),
+    "nn.StateCache.attend": lambda: call(
+        nn.StateCache(1, 2, 2, 3, np.dtype(np.float32)).attend,
+        0,
+        leaf(2, 4, 4, 3),
+        leaf(2, 2, 4, 3),
+        leaf(2, 2, 4, 3),
+    ),
+    "nn.StateCache.select": lambda: call(nn.StateCache(1, 2, 2, 3, np.dtype(np.float32)).select, np.array([1, 1])),
+    "nn.StateCache.advance": lambda: call(nn.StateCache(1, 2, 2, 3, np.dtype(np.float32)).advance, 2),
     "nn.KVCache.advance": lambda: call(nn.KVCache(1, 2, 2, 4, 3, np.dtype(np.float32)).advance, 2),
     "nn.LayerNorm": lambda: call(nn.LayerNorm, (3, 4), eps=1e-5, bias=True),
     "nn.LayerNorm.forward": lambda: layer(lambda: nn.LayerNorm((3, 4)), leaf(2, 3, 4)),
     "nn.Linear": lambda: call(nn.Linear, 3, 4, bias=True),
     "nn.Linear.forward": lambda: layer(lambda: nn.Linear(3, 4), leaf(2, 3)),
+    "nn.LinearSelfAttention": lambda: call(nn.LinearSelfAttention, 8, 4, 2, 0.1, True),
+    "nn.LinearSelfAttention.forward": lambda: layer(
+        lambda: nn.LinearSelfAttention(8, 4, 2), leaf(2, 3, 8), attn_mask=bools(2, 1, 1, 3), rope_positions=ids(3)
+    ),
+    "nn.LinearSelfAttention.forward cached": lambda: layer(
+        lambda: nn.LinearSelfAttention(8, 4, 2),
+        leaf(2, 3, 8),
+        cache=nn.StateCache(1, 2, 2, 2, np.dtype(np.float32)),
+        cache_layer=0,
+    ),
     "nn.Module": lambda: call(nn.Module),
     "nn.Module.load_state_dict": lambda: writes(
         nn.Linear(3, 4).load_state_dict, {"weight": real(4, 3), "bias": real(4)}, strict=True
@@ -359,6 +386,7 @@ VALID: dict[str, Callable[[], Valid]] = {
         is_causal=True,
         causal_align="upper_left",
         window_size=(2, 0),
+        sparse=F.Sparse(range(1, 9, 2), block=2, origin=np.array([0, 1])),
         key_lengths=np.array([3, 2]),
         alibi_slopes=real(4),
         rope_positions=ids(3),
