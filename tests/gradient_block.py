@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from checker import Case, case
 
-from minitransformer.kernels.decode.step import block_shapes
 from minitransformer.kernels.attention.problem import Sparse
+from minitransformer.kernels.decode.step import block_shapes
 from minitransformer.ops.attention import make_problem
 from minitransformer.ops.gpt_block import BlockOptions
 from minitransformer.random import DrawKey

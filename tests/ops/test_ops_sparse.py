@@ -74,7 +74,7 @@ def test_it_is_what_the_masks_say(T: int, n: int, left: int, stride: int) -> Non
 def test_at_its_limits_it_is_no_rule(T: int, more: int, origin: int) -> None:
     arrays = inputs(T, T)
     full = both(arrays, is_causal=True)
-    every, block = F.Sparse(range(0, EVERY), origin=np.array([min(origin, 0)])), F.Sparse(range(0), block=T + more)
+    every, block = F.Sparse(range(EVERY), origin=np.array([min(origin, 0)])), F.Sparse(range(0), block=T + more)
     for rule in (F.Sparse(range(T + more)), F.Sparse(range(0), left=T + more), every, block):
         assert_same(both(arrays, sparse=rule, is_causal=True), full)
 
@@ -115,7 +115,7 @@ def test_what_nobody_sees_is_not_read(rule: F.Sparse) -> None:
         out = F.scaled_dot_product_attention(*arrays, sparse=rule, is_causal=True, enable_gqa=True)
         late = slice(300, None)
         assert np.isfinite(out.numpy()[:, :, late]).all()
-        dq, dk, dv = grad(out[:, :, late].sum(), arrays)
+        (dq,) = grad(out[:, :, late].sum(), arrays[:1])
     assert np.isfinite(dq[:, :, late]).all()
     assert np.isfinite(out.numpy()[:, :, :80]).all() and not np.isfinite(out.numpy()[:, :, 110]).any()
 
