@@ -17,12 +17,12 @@ from minitransformer.version import __version__
 if TYPE_CHECKING:
     from minitransformer import data, diagnose, metrics, optim
     from minitransformer.gradients import gradcheck
-    from minitransformer.models import GPT, GPTConfig, ModelOutput, from_pretrained
+    from minitransformer.models import GPT, GPTConfig, ModelOutput, Transformer, from_pretrained
     from minitransformer.training import TrainConfig, Trainer
 
 # The upper floors are imported when first asked for: who wants tensors does not wait for training.
 _UPPER_FLOORS = {
-    **dict.fromkeys(("GPT", "GPTConfig", "ModelOutput", "from_pretrained"), "models"),
+    **dict.fromkeys(("GPT", "GPTConfig", "ModelOutput", "Transformer", "from_pretrained"), "models"),
     **dict.fromkeys(("TrainConfig", "Trainer"), "training"),
     "gradcheck": "gradients",
     **{module: module for module in ("data", "diagnose", "metrics", "optim")},
@@ -36,6 +36,7 @@ __all__ = [
     "Tensor",
     "TrainConfig",
     "Trainer",
+    "Transformer",
     "__version__",
     "check_saved_arrays",
     "concat",

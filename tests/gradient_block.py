@@ -28,12 +28,11 @@ def block(B: int = 2, T: int = 3, H: int = 2, K: int = 2, D: int = 2, F: int = 3
         None if i % 2 and (not biased or (rms and i in (1, 7))) else RNG.standard_normal(shape)
         for i, shape in enumerate(shapes)
     ]
-    kind = options.pop("attention_kind", "softmax")
     q, k = (np.empty((B, heads, T, D)) for heads in (H, K))
     problem = make_problem("attention", q, k, k, enable_gqa=True, **attention)
     if problem.dropout_p:
         problem = problem._replace(dropout_key=KEY)
-    static = BlockOptions(H, K, problem, kind, **options)
+    static = BlockOptions(H, K, problem, **options)
     return case(RNG.standard_normal((B, T, C)), *weights, empty=B * T == 0, options=static)
 
 
@@ -50,8 +49,8 @@ def block_cases() -> list[Case]:
         block(attention={"alibi_slopes": [0.5, 0.25]}),
         block(attention={"dropout_p": 0.4}),
         block(T=4, attention={"sparse": Sparse(range(1, 9, 2), block=2)}),
-        block(attention_kind="linear", H=4, K=2),
-        block(attention_kind="linear", attention={"mask": np.array([[0, 1, 1], [1, 0, 1]])[:, None, None] > 0}),
+        block(linear=True, H=4, K=2),
+        block(linear=True, attention={"mask": np.array([[0, 1, 1], [1, 0, 1]])[:, None, None] > 0}),
         block(D=4, rope_positions=np.arange(3)),
         block(dropout1=(0.4, KEY), dropout2=(0.3, KEY._replace(site=3))),
         block(bias=False, dropout1=(0.4, KEY)),

@@ -11,6 +11,7 @@ import numpy as np
 from checker import Case, case
 from gradient_attention import attention_cases, attention_weights_cases, linear_attention_cases
 from gradient_block import block_cases
+from gradient_layers import decoder_cases, encoder_cases
 
 from minitransformer.random import DrawKey
 
@@ -287,6 +288,8 @@ def table() -> dict[str, list[Case]]:
     lines["attention_weights"] = attention_weights_cases()
     lines["linear_attention"] = linear_attention_cases()
     lines["gpt_block"] = block_cases()
+    lines["encoder_layer"] = encoder_cases()
+    lines["decoder_layer"] = decoder_cases()
     return lines
 
 

@@ -9,6 +9,7 @@ TENSORS: Stage = ["tests/test_tensor_numpy.py", "tests/ops/test_ops_edges.py"]
 ATTENTION: Stage = ["tests/ops/test_ops_attention_refusals.py", "tests/ops/test_ops_edges.py"]
 GRADIENTS: Stage = ["tests/test_gradients.py"]
 MODELS: Stage = ["tests/nn", "tests/models/test_gpt.py", "tests/models/test_generate.py"]
+BY_HAND: Stage = ["tests/nn/test_layers_by_hand.py", "tests/nn/test_layers_by_hand_refusals.py"]
 PEERS: Stage = ["tests/peers/test_ops_torch.py", "tests/peers/test_attention_torch.py"]
 COMPILED_ROWS: Stage = ["tests/kernels/test_rowwise_cpu.py", "tests/kernels/test_pointwise_cpu.py"]
 COMPILED_ATTENTION: Stage = ["tests/kernels/test_attention_cpu.py"]
@@ -41,8 +42,10 @@ STAGES: dict[str, list[Stage]] = {
         MODELS,
         PEERS,
     ],
+    "ops/decoder_layer.py": [BY_HAND, of_ops("decoder_layer"), MODELS],
     "ops/dropout.py": [LAYERS, of_ops("dropout"), MODELS],
     "ops/embedding.py": [LAYERS, of_ops("embedding"), ["tests/models/test_gpt_messages.py"], MODELS],
+    "ops/encoder_layer.py": [BY_HAND, of_ops("encoder_layer"), MODELS],
     "ops/gpt_block.py": [["tests/models/test_gpt_block.py"], of_ops("gpt_block"), MODELS],
     "ops/linear.py": [LAYERS, of_ops("linear", "matmul", "einsum", "products"), TENSORS, PEERS],
     "ops/linear_attention.py": [LINEAR_ATTENTION, of_ops("linear_attention")],
@@ -51,6 +54,14 @@ STAGES: dict[str, list[Stage]] = {
     "ops/position.py": [LAYERS, of_ops("rope"), MODELS],
     "ops/reduce.py": [TENSORS, GRADIENTS, PEERS],
     "ops/shape.py": [TENSORS, GRADIENTS, PEERS],
+    **{
+        f"ops/{name}.py": [
+            BY_HAND,
+            of_ops("gpt_block", "encoder_layer", "decoder_layer"),
+            ["tests/models/test_gpt_block.py"],
+        ]
+        for name in ("stream", "sublayers")
+    },
     "kernels/__init__.py": [["tests/test_kernels_dispatch.py"], GRADIENTS],
     "kernels/philox.py": [["tests/kernels/test_pointwise_cpu.py"], COMPILED_ATTENTION],
     **{

@@ -1,4 +1,4 @@
-"""The check of the op tests finds the bugs it is there for; what `gradcheck` finds is in test_gradcheck.py."""
+"""The check of the op tests finds the bugs it is there for; what `gradcheck` finds is in test_gradcheck_findings.py."""
 
 from __future__ import annotations
 

@@ -24,12 +24,12 @@ HOUSE = """
     masks/
     ops.arithmetic ops.shape ops.reduce ops.linear ops.activation ops.dropout
     ops.norm ops.embedding ops.position ops.attention ops.linear_attention ops.feedforward ops.loss
-    ops.encoder_layer ops.decoder_layer ops.gpt_block ops
+    ops.sublayers ops.stream ops.encoder_layer ops.decoder_layer ops.gpt_block ops
     functional.attention functional/
 
     nn.module nn/
 
-    checkpoint generate diagnose/ gradients/
+    checkpoint generate/ diagnose/ gradients/
 
     models/
 

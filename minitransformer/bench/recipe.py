@@ -10,17 +10,21 @@ from typing import Any, NamedTuple, SupportsFloat
 
 from minitransformer import random
 from minitransformer.bench.peer import Peer
+from minitransformer.checks import check_choice
 from minitransformer.data import TokenDataset, corpus, prepare
-from minitransformer.models import GPT, GPTConfig
+from minitransformer.models import GPT, GPTConfig, Model, Transformer
 from minitransformer.threads import Workers, get_num_threads
 from minitransformer.training import TrainConfig, TrainStep, make_optimizer
 from minitransformer.training.step import Batch
 
+MODELS = ("gpt", "transformer")
+
 
 @dataclass(frozen=True)
 class Recipe:
-    """A GPT-2 of this shape on the characters of `corpus`, trained as `train` says; the defaults are nanoGPT's.
+    """A model of this shape on the characters of `corpus`, trained as `train` says; the defaults are nanoGPT's.
 
+    `model` is "gpt" for GPT-2, or "transformer": half of the layers read a window, the others write the next tokens.
     `train.threads` is not read here: both sides use `threads.get_num_threads()`.
     """
 
@@ -30,6 +34,10 @@ class Recipe:
     n_embd: int = 128
     block_size: int = 64
     train: TrainConfig = field(default_factory=TrainConfig)
+    model: str = "gpt"
+
+    def __post_init__(self) -> None:
+        check_choice("Recipe", "model", self.model, MODELS)
 
     @staticmethod
     def from_dict(fields: dict[str, Any]) -> Recipe:
@@ -40,19 +48,30 @@ class Recipe:
         """All of it as JSON can hold it."""
         return {**asdict(self), "train": {**asdict(self.train), "betas": list(self.train.betas)}}
 
-    def build(self) -> tuple[GPT, TokenDataset, TokenDataset]:
+    def build(self) -> tuple[Any, TokenDataset, TokenDataset]:
         """The untrained model, the training and the validation data; the seed decides every number."""
         train, validation = prepare(corpus(self.corpus), "char", self.block_size)
         assert train.tokenizer is not None
-        config = GPTConfig(train.tokenizer.vocab_size, self.block_size, self.n_layer, self.n_head, self.n_embd)
         random.manual_seed(self.train.seed)
-        return GPT(config), train, validation
+        return self._model(train.tokenizer.vocab_size), train, validation
+
+    def _model(self, V: int) -> Model:
+        if self.model == "gpt":
+            return GPT(GPTConfig(V, self.block_size, self.n_layer, self.n_head, self.n_embd))
+        C, T, half = self.n_embd, self.block_size, self.n_layer // 2
+        sizes = V + 1, C, self.n_head, 4 * C, T, T
+        return Transformer(*sizes, 0.0, num_encoder_layers=half, num_decoder_layers=half)
 
     def batches(self, data: TokenDataset, step: int) -> list[Batch]:
         """The batches that `Trainer` takes for step `step`, from 0."""
         first = step * self.train.grad_accumulation_steps
         numbers = range(first, first + self.train.grad_accumulation_steps)
-        return [data.batch(self.train.seed, number, self.train.batch_size) for number in numbers]
+        return [self._adapted(data.batch(self.train.seed, number, self.train.batch_size)) for number in numbers]
+
+    def _adapted(self, batch: Batch) -> Batch:
+        if self.model == "gpt":
+            return batch
+        return {"input_ids": batch["input_ids"] + 1, "labels": batch["targets"] + 1}  # 0 is padding
 
     def validation_batches(self, data: TokenDataset) -> Iterator[Batch]:
         """The batches on which `Trainer` evaluates."""

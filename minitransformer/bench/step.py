@@ -43,27 +43,30 @@ def run(
 ) -> dict[str, Any]:
     """Time `rounds` blocks of `steps` steps of each side in turn, print a table, return the figures.
 
-    The sides are this package, the matrix products of its linear layers alone, and PyTorch under both
+    The sides are this package, for a GPT the matrix products of its linear layers alone, and PyTorch under both
     waiting policies of OpenMP: eager, with `torch_compile` also through `torch.compile`, with
     `torch_processes` also as two processes of one thread and half the batch each (one thread does not wait,
     so there is no policy). The fastest torch is the peer. All train on the same batches from the same
     weights, on as many threads as `set_num_threads` allows; a first block warms up. A side that cannot be
     set up here is named below the table, with the reason. Without torch only our own figures appear.
 
-    Raises `ConfigError` for a count below 1, and for `torch_processes` with a batch of one row.
+    Raises `ConfigError` for a count below 1, and for `torch_processes` with a batch of one row. Both `torch_compile`
+    and `torch_processes` are for GPTs; other models are beside PyTorch's own encoder and decoder modules.
     """
     facts = start("bench step", plot_path, rounds=rounds, steps=steps)
+    if recipe.model != "gpt" and (torch_compile or torch_processes):
+        problem = f"model is {recipe.model!r}, expected 'gpt' for torch.compile and for two processes"
+        raise ConfigError("bench step", problem, "Leave out --torch-compile and --torch-processes")
     if torch_processes and recipe.train.batch_size < 2:
         raise ConfigError("bench step", "two processes cannot share a batch of 1 row", "Raise --batch-size")
     failed: dict[str, str] = {}
     with single_threaded_blas(), Workers(get_num_threads()) as workers, ExitStack() as stack:
         ours = Ours(recipe, workers)
-        products = StepProducts(ours.model.config, recipe, workers)
-        takers: dict[str, Callable[[int, int], Block]] = {
-            OURS: ours.steps,
-            GEMM: lambda first, count: Block(timed(products, count), []),
-            **_torches(recipe, stack, failed, torch_compile, torch_processes),
-        }
+        takers: dict[str, Callable[[int, int], Block]] = {OURS: ours.steps}
+        if recipe.model == "gpt":
+            products = StepProducts(ours.model.config, recipe, workers)
+            takers[GEMM] = lambda first, count: Block(timed(products, count), [])
+        takers |= _torches(recipe, stack, failed, torch_compile, torch_processes)
         sides = {name: partial(_block, take, steps) for name, take in takers.items()}
         results = alternate("bench step", sides, rounds)
     seconds = {name: [block.seconds for block in blocks] for name, blocks in results.items()}
@@ -76,7 +79,7 @@ def run(
         "unit": "ms",
         "sides": {name: {**milliseconds(seconds[name]), **_losses(blocks)} for name, blocks in results.items()},
         "failed": failed,
-        "gemm": ratio(seconds[OURS], seconds[GEMM]),
+        **({"gemm": ratio(seconds[OURS], seconds[GEMM])} if GEMM in seconds else {}),
         **compare(seconds),
     }
     groups = {"step": figures["sides"]}
@@ -136,7 +139,7 @@ def _losses(blocks: list[Block]) -> dict[str, float]:
 
 def _text(figures: dict[str, Any]) -> str:
     header = ["ms per step", "min", "quartile", "median", "quartile", "first loss", "last loss", "ours over it"]
-    over = {**figures.get("ratios", {}), GEMM: figures["gemm"]}
+    over = {**figures.get("ratios", {}), **({GEMM: figures["gemm"]} if "gemm" in figures else {})}
     rows = [
         [
             name,

@@ -15,6 +15,7 @@ from minitransformer.bench.gemm import PRODUCTS, Rates, drawn, gflops
 from minitransformer.bench.harness import timed
 from minitransformer.bench.memory import peak_of
 from minitransformer.bench.recipe import Block, Recipe, time_steps
+from minitransformer.bench.torch_models import ModuleTrainer, TorchTransformer
 from minitransformer.bench.torch_twin import Decoder, HalfTwin, Twin, one_line
 from minitransformer.errors import ConfigError, require
 
@@ -33,7 +34,11 @@ class Train:
         torch_with(threads)
         self._recipe = Recipe.from_dict(recipe)
         model, self._data, self._validation = self._recipe.build()
-        self._twin = Twin(model.config, model.state_dict(), self._recipe.train, compiled=compiled)
+        self._twin: Any
+        if self._recipe.model == "gpt":
+            self._twin = Twin(model.config, model.state_dict(), self._recipe.train, compiled=compiled)
+        else:
+            self._twin = ModuleTrainer(TorchTransformer(model), self._recipe.train)
         if compiled:
             try:
                 self._twin.loss(self._recipe.batches(self._data, 0)[0]).backward()
@@ -45,7 +50,8 @@ class Train:
         return time_steps(self._twin, self._recipe, self._data, first, count)
 
     def evaluate(self) -> float:
-        return self._twin.evaluate(self._recipe.validation_batches(self._validation))
+        loss: float = self._twin.evaluate(self._recipe.validation_batches(self._validation))
+        return loss
 
 
 class TrainHalf:

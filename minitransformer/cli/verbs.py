@@ -209,7 +209,7 @@ def bench(arguments: Namespace) -> int:
     train: dict[str, Any] = {}
     for name, value in given.items():
         field = name.removeprefix("recipe.")
-        (shape if SETTINGS[field].config is GPTConfig else train)[field] = value
+        (shape if field == "model" or SETTINGS[field].config is GPTConfig else train)[field] = value
     recipe = []
     if "seed" in arguments:
         if arguments.seed is not None:

@@ -18,6 +18,8 @@ from minitransformer.diagnose.shrink import shrunk
 from minitransformer.errors import DataError, nearest
 from minitransformer.files import json_bytes, read_bytes, write_bytes
 from minitransformer.kernels.attention.problem import Problem
+from minitransformer.ops.decoder_layer import DecoderOptions
+from minitransformer.ops.encoder_layer import EncoderOptions
 from minitransformer.ops.gpt_block import BlockOptions
 from minitransformer.random import DrawKey
 
@@ -28,7 +30,9 @@ _NOT_OURS = (
     *(zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RecursionError, OverflowError),
     *(LookupError, TypeError, ValueError, AttributeError),
 )
-_RECORDS: dict[str, Any] = {record.__name__: record for record in (Problem, DrawKey, BlockOptions)}
+_RECORDS: dict[str, Any] = {
+    record.__name__: record for record in (Problem, DrawKey, BlockOptions, EncoderOptions, DecoderOptions)
+}
 
 
 def save(path: str | Path, bad: BadOp, context: Mapping[str, Any] | None = None) -> None:

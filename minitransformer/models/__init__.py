@@ -9,10 +9,14 @@ from minitransformer.errors import CheckpointError, nearest
 from minitransformer.files import is_there, json_bytes, parse_json, read_bytes
 from minitransformer.models.base import Model, ModelOutput, read_weights
 from minitransformer.models.gpt import GPT, GPTConfig
+from minitransformer.models.transformer import Transformer, TransformerConfig
 
-__all__ = ["GPT", "GPTConfig", "Model", "ModelOutput", "from_pretrained", "pretrained_folder"]
+__all__ = ["GPT", "GPTConfig", "Model", "ModelOutput", "Transformer", "from_pretrained", "pretrained_folder"]
 
-_MODELS = {"GPT": (GPT, GPTConfig)}
+_MODELS: dict[str, tuple[type[Model], type]] = {
+    "GPT": (GPT, GPTConfig),
+    "Transformer": (Transformer, TransformerConfig),
+}
 
 
 def pretrained_folder(path: str | Path) -> Path:
@@ -55,7 +59,7 @@ def from_pretrained(folder: str | Path) -> Model:
     if kind not in _MODELS:
         raise CheckpointError("from_pretrained", f"unknown model_type {kind!r}", nearest(str(kind), _MODELS))
     model_type, config_type = _MODELS[kind]
-    model = model_type(config_type(**config))
+    model = model_type.from_config(config_type(**config))
     model.to(dtype)
     model.load_state_dict(arrays)
     model.eval()

@@ -13,7 +13,7 @@ from minitransformer.autograd import Tensor
 from minitransformer.checkpoint import pack_arrays, unpack_arrays
 from minitransformer.errors import CheckpointError, ConfigError, nearest
 from minitransformer.files import json_bytes, make_folders, refusals_of_the_system, write_bytes
-from minitransformer.nn.kv_cache import KVCache
+from minitransformer.nn.kv_cache import DecoderCache, KVCache
 from minitransformer.nn.linear_attention import StateCache
 from minitransformer.nn.module import Module
 
@@ -28,7 +28,7 @@ class ModelOutput:
     logits: Tensor | None = None  # (B, T, V)
     attentions: tuple[Tensor, ...] | None = None
     hidden_states: tuple[Tensor, ...] | None = None
-    cache: KVCache | StateCache | None = None
+    cache: KVCache | DecoderCache | StateCache | None = None
 
 
 class Config:
@@ -46,6 +46,11 @@ class Model(Module):
     """A module made from one frozen config dataclass, which is all it takes to build it again."""
 
     config: Any
+
+    @classmethod
+    def from_config(cls, config: Any) -> Model:
+        """The model of a config, with fresh weights."""
+        return cls(config)  # type: ignore[call-arg]
 
     def num_targets(self, **batch: Any) -> int:
         """How many targets the loss of `self(**batch)` is a mean over."""

@@ -9,9 +9,9 @@ import numpy as np
 
 from minitransformer import functional as F
 from minitransformer import random
-from minitransformer.autograd import Tensor, as_array, is_grad_enabled
+from minitransformer.autograd import Tensor, is_grad_enabled
 from minitransformer.checks import check_size, shown
-from minitransformer.errors import AllocationError, ConfigError, DTypeError, RangeError, ShapeError
+from minitransformer.errors import AllocationError, ConfigError, DTypeError, RangeError
 from minitransformer.generate import generate
 from minitransformer.kernels.attention.problem import Problem
 from minitransformer.memory import total_memory
@@ -19,6 +19,7 @@ from minitransformer.models.base import Model, ModelOutput
 from minitransformer.models.gpt_block import GPTBlock, norm_of
 from minitransformer.models.gpt_config import GPTConfig
 from minitransformer.models.gpt_step import Steps, can_step
+from minitransformer.models.inputs import real_tokens, token_ids
 from minitransformer.nn.dropout import Dropout
 from minitransformer.nn.embedding import Embedding
 from minitransformer.nn.kv_cache import KVCache
@@ -92,7 +93,7 @@ class GPT(Model):
 
         Raises RangeError for ids outside the vocabulary and for too long sequences, each by name.
         """
-        ids = _ids("input_ids", input_ids)
+        ids = token_ids("GPT", "input_ids", input_ids)
         B, T = ids.shape
         if cache is not None:
             self._check_cache(cache)
@@ -100,12 +101,14 @@ class GPT(Model):
             raise DTypeError("GPT", "got both labels and targets", "labels are shifted inside, targets are already")
         past = 0 if cache is None else cache.length
         self.check_length(past + T)
-        logits = self._logits(ids, _attention_mask(attention_mask, B, past + T), cache)
+        logits = self._logits(ids, real_tokens("GPT", attention_mask, B, past + T), cache)
         loss = None
         if targets is not None:
-            loss = F.cross_entropy(logits, _ids("targets", targets, (B, T)), label_smoothing=label_smoothing)
+            loss = F.cross_entropy(
+                logits, token_ids("GPT", "targets", targets, (B, T)), label_smoothing=label_smoothing
+            )
         elif labels is not None:
-            given = _ids("labels", labels, (B, T))
+            given = token_ids("GPT", "labels", labels, (B, T))
             check_targets("GPT", "label", given, self.config.vocab_size)  # at their positions before the shift
             loss = F.cross_entropy(logits[:, :-1], given[:, 1:], label_smoothing=label_smoothing)
         return ModelOutput(loss=loss, logits=logits, cache=cache)
@@ -197,7 +200,7 @@ class GPT(Model):
         """How many tokens of `targets`, or of `labels` from the second on, are not -100."""
         for name, first in (("targets", 0), ("labels", 1)):
             if batch.get(name) is not None:
-                return int((_ids(name, batch[name])[:, first:] != -100).sum())
+                return int((token_ids("GPT", name, batch[name])[:, first:] != -100).sum())
         raise ConfigError("GPT", "the batch has neither targets nor labels", "Give one of them")
 
     def make_cache(self, batch_size: int, length: int | None = None) -> KVCache | StateCache:
@@ -233,34 +236,3 @@ class GPT(Model):
     def generate(self, input_ids: Any, *, max_new_tokens: int, **options: Any) -> np.ndarray:
         """Continue each row of `input_ids` (B, T): see `minitransformer.generate.generate`."""
         return generate(self, input_ids, max_new_tokens=max_new_tokens, **options)
-
-
-def _ids(name: str, ids: Any, shape: tuple[int, int] | None = None) -> np.ndarray:
-    """Token ids as an integer array (B, T) with T >= 1; the embedding checks their range."""
-    array = np.asarray(as_array("GPT", ids))
-    if array.dtype.kind not in "iu":
-        raise DTypeError("GPT", f"{name} have dtype {array.dtype}, expected integers", "Encode text with a tokenizer")
-    if array.ndim != 2 or (shape is not None and array.shape != shape):
-        raise ShapeError(
-            "GPT",
-            f"{name} have shape {array.shape}, expected {shape or '(batch, length)'}",
-            "Add a batch axis: ids[None]" if array.ndim == 1 else "Give one id per position",
-        )
-    if array.shape[1] == 0:
-        raise ShapeError("GPT", f"{name} hold no tokens, shape {array.shape}", "Pass at least one token per row")
-    return array
-
-
-def _attention_mask(mask: Any, B: int, S: int) -> np.ndarray | None:
-    """Bool (B, S), True = real token."""
-    if mask is None:
-        return None
-    array = np.asarray(as_array("GPT", mask))
-    if array.dtype.kind not in "biu" or array.shape != (B, S) or not np.isin(array, (0, 1)).all():
-        raise ShapeError(
-            "GPT",
-            f"attention_mask has shape {array.shape} and dtype {array.dtype}, expected ({B}, {S}) with 1 for real "
-            "tokens and 0 for padding",
-            "Count the tokens in the cache too, and use bools or integers 0 and 1",
-        )
-    return array.astype(bool)

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import numpy as np
+
 from minitransformer import functional as F
+from minitransformer import random
 from minitransformer.autograd import Tensor
 from minitransformer.checks import check_flag, check_size, shown
 from minitransformer.errors import ConfigError, DTypeError
 from minitransformer.functional.attention import refuse
+from minitransformer.kernels.attention.problem import Problem
 from minitransformer.nn.dropout import call_site
 from minitransformer.nn.kv_cache import KVCache, MemoryCache
 from minitransformer.nn.linear import Linear, as_sequence
 from minitransformer.nn.module import Module
+from minitransformer.ops.attention import split_mask
 from minitransformer.ops.dropout import check_rate
 
 
@@ -124,6 +130,25 @@ class MultiHeadAttention(Module):
         B, H, T, D = heads.shape
         merged = heads.transpose(1, 2).reshape(B, T, H * D)  # (B, T, C)
         return (self.out(merged), weights) if need_weights else self.out(merged)
+
+    def problem(self, mask: Any, B: int, T: int, S: int, is_causal: bool = False) -> Problem:
+        """What attention of T queries to S keys asks of the kernel, for a layer by hand, dropout included.
+
+        `mask` is one that `selects` keys; with `is_causal` T is S.
+        """
+        selected, _ = split_mask("attention", mask, B, self.num_heads, T, S)
+        if selected is not None and isinstance(mask, Tensor):
+            selected = selected.copy()  # backward needs it as it was, and a static argument has no version
+        causal = check_flag("attention", "is_causal", is_causal)
+        offset = np.zeros(1, np.int64)
+        return self.with_dropout(Problem(1 / math.sqrt(self.head_width), offset, causal=causal, mask=selected))
+
+    def with_dropout(self, problem: Problem) -> Problem:
+        """`problem` with the dropout of this call, if there is any."""
+        if not (self.training and self.dropout_rate):
+            return problem
+        rate = check_rate("attention", self.dropout_rate)
+        return problem._replace(dropout_p=rate, dropout_key=random.next_key(call_site(self)))
 
     def _project(self, query: Tensor, key: Tensor | None, value: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         widths = [self.d_model, *[self.num_kv_heads * self.head_width] * 2]

@@ -7,6 +7,7 @@ from minitransformer import random
 from minitransformer.autograd import Tensor
 from minitransformer.nn.module import Module
 from minitransformer.ops.dropout import check_rate
+from minitransformer.random import DrawKey
 
 
 def call_site(module: Module) -> int | None:
@@ -22,3 +23,7 @@ class Dropout(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.p, self.training, site=call_site(self))
+
+    def draw(self) -> tuple[float, DrawKey] | None:
+        """The rate and the address of this call's numbers, for a layer by hand; None if nothing is dropped."""
+        return (self.p, random.next_key(call_site(self))) if self.training and self.p else None

@@ -6,7 +6,7 @@ They need a random generator and no Hypothesis.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,8 @@ import minitransformer.ops  # noqa: F401  (fills OPS)
 from minitransformer.autograd import OPS
 from minitransformer.kernels.attention.problem import Problem, Sparse
 from minitransformer.kernels.decode.step import block_shapes
+from minitransformer.ops.decoder_layer import DecoderOptions
+from minitransformer.ops.encoder_layer import EncoderOptions
 from minitransformer.ops.gpt_block import BlockOptions
 from minitransformer.random import DrawKey
 
@@ -250,22 +252,42 @@ def gated(rng: np.random.Generator) -> Inputs:
     return list(rng.standard_normal((2, *some(rng, 2)))), {}
 
 
+def layer_weights(rng: np.random.Generator, shapes: Sequence[tuple[int, ...]]) -> list[Any]:
+    """Of layers by hand, some biases there, some not: every second array is one."""
+    return [
+        None if i % 2 and rng.random() < 0.3 else rng.standard_normal(shape) / math.sqrt(shape[-1])
+        for i, shape in enumerate(shapes)
+    ]
+
+
 def layered(rng: np.random.Generator) -> Inputs:
-    """A GPT-2 block: some biases there, some not. Of two or three numbers that are nearly equal, as they now and then
-    are, the norm has no gradient in float32 that is worth a comparison: so heads are four wide at least.
+    """A GPT-2 block. Of two or three numbers that are nearly equal, as they now and then are, the norm has no gradient
+    in float32 that is worth a comparison: so heads are four wide at least.
     """
     B, T, K, groups, D, F = some(rng, 6)
     H, D = K * groups, D + 3
-    C = H * D
-    x = rng.standard_normal((B, T, C))
+    x = rng.standard_normal((B, T, H * D))
     problem = Problem(scale=D**-0.5, offset=np.zeros(1, np.int64), causal=True)
-    shapes = block_shapes(H, K, D, F, "gelu_tanh")
-    biases = (1, 3, 5, 7, 9, 11)
-    weights = [
-        None if i in biases and rng.random() < 0.3 else rng.standard_normal(shape) / math.sqrt(shape[-1])
-        for i, shape in enumerate(shapes)
-    ]
+    weights = layer_weights(rng, block_shapes(H, K, D, F, "gelu_tanh"))
     return [x, *weights], {"options": BlockOptions(H, K, problem)}
+
+
+def encoded(rng: np.random.Generator) -> Inputs:
+    B, T, H, D, F = some(rng, 5)
+    D += 3
+    problem = Problem(scale=D**-0.5, offset=np.zeros(1, np.int64))
+    weights = layer_weights(rng, block_shapes(H, H, D, F, "relu"))
+    return [rng.standard_normal((B, T, H * D)), *weights], {"options": EncoderOptions(H, problem)}
+
+
+def decoded(rng: np.random.Generator) -> Inputs:
+    B, T, S, H, D, F = some(rng, 6)
+    D += 3
+    other = Problem(scale=D**-0.5, offset=np.zeros(1, np.int64))
+    x, memory = (rng.standard_normal((B, n, H * D)) for n in (T, S))
+    shapes = block_shapes(H, H, D, F, "relu")
+    weights = layer_weights(rng, (*shapes[:6], *shapes))
+    return [x, memory, *weights], {"options": DecoderOptions(H, other._replace(causal=True), other)}
 
 
 CALLS: dict[str, Callable[[np.random.Generator], Inputs]] = {
@@ -277,10 +299,12 @@ CALLS: dict[str, Callable[[np.random.Generator], Inputs]] = {
     "concat": pieces,
     "cos": reals(2),
     "cross_entropy": classified,
+    "decoder_layer": decoded,
     "divide": operands,
     "dropout": dropped,
     "einsum": summed,
     "embedding": looked_up,
+    "encoder_layer": encoded,
     "exp": reals(2),
     "expand": expanded,
     "gelu": gelu_form,

@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from hypothesis import strategies as st
-from valid_calls import REFUSED, VALID, Valid
+from material import Valid
+from valid_calls import REFUSED, VALID
 from wrong_values import LAYOUTS, WRONG, array_of, like
 
 import minitransformer as mt

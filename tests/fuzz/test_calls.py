@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from calls import Case, Edit, Place, cases, difference, laid_out, little_memory, perform, verdict
 from hypothesis import given, settings
-from valid_calls import REFUSED, VALID, Valid, call, public_names, real
+from material import Valid, call, real
+from valid_calls import REFUSED, VALID, public_names
 from wrong_values import LAYOUTS
 
 from minitransformer.errors import MiniTransformerError

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from valid_calls import at, bools, gpt, ids, leaf, optimizer, real, tokens
+from material import at, bools, gpt, ids, leaf, optimizer, real, tokens
 from wrong_values import OnTheGPU, loop
 
 import minitransformer as mt

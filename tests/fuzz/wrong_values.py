@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from valid_calls import real
+from material import real
 
 import minitransformer as mt
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
+import re
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 
-from minitransformer import kernels
 from minitransformer.errors import DTypeError, ShapeError
+from minitransformer.kernels.compiled import all_kernels
 
 
 def is_float(x: Any) -> bool:
@@ -137,31 +134,21 @@ def _unaligned(x: np.ndarray) -> np.ndarray:
     return out
 
 
-PACKED = """
-import re, sys
-from minitransformer.kernels.compiled import all_kernels
-for job in all_kernels():
-    if job.name.startswith(sys.argv[1]) and job.name.endswith("float32"):
-        assert job.run(), "it was compiled before: then its assembly is not kept"
-        code = job.dispatcher.inspect_asm(job.signature.args)
-        packed = re.findall(r"\\bv?(?:div|mul|add|sub|max|fn?m(?:add|sub)[0-9]+|cmp[a-z_]*)ps\\b", code)
-        called = re.findall(r"\\b(?:exp|exp2|expm1|tanh|erf|erfc|pow|fma|fmax)f?\\b", code)
-        print(job.name.split()[0], len(packed), *called)
-"""
+def assembly(family: str, dtype: str = "float32") -> list[tuple[str, str]]:
+    """Every kernel of a family with its code for a dtype, be that compiled here or loaded from disk."""
+    found = []
+    for job in all_kernels():
+        if job.name.startswith(f"{family}.") and job.name.endswith(f" {dtype}"):
+            job.run()
+            library = job.dispatcher.overloads[job.signature.args].library
+            # Numba's `inspect_asm` is for what was compiled here. A clone, because making code changes a module.
+            module = library._get_module_for_linking().clone()
+            found.append((job.name.split()[0], str(library._codegen._tm.emit_assembly(module))))
+    return found
 
 
-def machine_code(family: str, cache: Path) -> dict[str, tuple[int, list[str]]]:
-    """By kernel: how many packed instructions there are, and which functions of the C library are named.
-
-    Compiled afresh, as a kernel from the cache has no assembly to look at.
-    """
-    run = subprocess.run(
-        [sys.executable, "-c", PACKED, f"{family}."],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=Path(kernels.__file__).parents[2],
-        env={**os.environ, "XDG_CACHE_HOME": str(cache)},
-    )
-    lines = [line.split() for line in run.stdout.splitlines()]
-    return {name: (int(count), called) for name, count, *called in lines}
+def machine_code(family: str) -> dict[str, tuple[int, list[str]]]:
+    """By kernel: how many packed instructions there are, and which functions of the C library are named."""
+    packed = re.compile(r"\bv?(?:div|mul|add|sub|max|fn?m(?:add|sub)[0-9]+|cmp[a-z_]*)ps\b")
+    library = re.compile(r"\b(?:exp|exp2|expm1|tanh|erf|erfc|pow|fma|fmax)f?\b")
+    return {name: (len(packed.findall(code)), library.findall(code)) for name, code in assembly(family)}

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-import os
 import platform
-import subprocess
-import sys
+import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from against_reference import assembly
 from guarded import CONTIGUOUS, guarded, needs_guard_pages
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,6 +20,7 @@ from minitransformer import kernels
 from minitransformer.errors import ShapeError
 from minitransformer.kernels.attention import cpu, reference
 from minitransformer.kernels.attention.problem import Problem, Sparse
+from minitransformer.kernels.simd.tiles import ROWS
 from minitransformer.ops.attention import attention_forward
 from minitransformer.random import DrawKey
 from minitransformer.testing import check_backends, gradcheck, strategies
@@ -337,35 +336,16 @@ def test_nothing_is_touched_beyond_the_arrays(name: str, layout: str, dtype: Any
         np.testing.assert_array_equal(x, y)
 
 
-ASSEMBLY = """
-import re
-from minitransformer.kernels.simd.tiles import ROWS
-from minitransformer.kernels.compiled import all_kernels
-for job in all_kernels():
-    if job.name.startswith("attention.") and job.name.endswith("float32"):
-        assert job.run(), "it was compiled before: then its assembly is not kept"
-        text = job.dispatcher.inspect_asm(job.signature.args)
-        code = re.split(r"^_?mt_product_[0-9]+x2_v[0-9]+f32:$", text, flags=re.M)[1]
-        code = re.split(r"^_?[A-Za-z]\\w*:$", code, flags=re.M)[0]  # to the next function
-        fused = len(re.findall(r"\\bvfmadd\\d+ps\\b", code)) / (2 * ROWS)
-        spilled = re.findall(r"\\bvmov\\w+\\s.*\\(%rsp\\)", code)
-        called = re.findall(r"\\b(?:exp|log|tanh)f?\\b", text)
-        print(job.name, fused, spilled, called)
-"""
-
-
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="reads the names of x86 instructions")
-def test_products_and_functions_run_on_whole_registers(tmp_path: Path) -> None:
-    """Compiled afresh, as a kernel from the cache has no assembly to look at."""
-    run = subprocess.run(
-        [sys.executable, "-c", ASSEMBLY],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=Path(cpu.__file__).parents[3],
-        env={**os.environ, "XDG_CACHE_HOME": str(tmp_path)},
-    )
-    assert run.stdout.splitlines() == [
-        f"attention.{name} float32 1.0 [] []"
+def test_products_and_functions_run_on_whole_registers() -> None:
+    kernels = assembly("attention")
+    assert sorted(name for name, _ in kernels) == [
+        f"attention.{name}"
         for name in ("backward.differentiate", "backward.differentiate", "forward.attend", "forward.attend")
     ]
+    for _, text in kernels:
+        code = re.split(r"^_?mt_product_[0-9]+x2_v[0-9]+f32:$", text, flags=re.M)[1]
+        code = re.split(r"^_?[A-Za-z]\w*:$", code, flags=re.M)[0]  # to the next function
+        assert len(re.findall(r"\bvfmadd\d+ps\b", code)) == 2 * ROWS
+        assert re.findall(r"\bvmov\w+\s.*\(%rsp\)", code) == []  # nothing is spilled
+        assert re.findall(r"\b(?:exp|log|tanh)f?\b", text) == []

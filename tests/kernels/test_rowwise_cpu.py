@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import platform
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -207,8 +206,8 @@ def test_the_mean_of_large_numbers_that_differ_little() -> None:
 
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="reads the names of x86 instructions")
-def test_every_kernel_computes_on_whole_registers(tmp_path: Path) -> None:
-    found = machine_code("rowwise", tmp_path)
+def test_every_kernel_computes_on_whole_registers() -> None:
+    found = machine_code("rowwise")
     assert len(found) == 14
     for name, (packed, called) in found.items():
         assert packed >= 1 and not called, name
