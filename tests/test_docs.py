@@ -11,6 +11,7 @@ PAGES = [
     "docs/getting_started.md",
     "docs/training.md",
     "docs/kernels.md",
+    "docs/models/efficient_attention.md",
     "docs/not_finite.md",
     "docs/gradcheck.md",
     "docs/laws.md",
