@@ -138,10 +138,6 @@ def test_nothing_to_attend_to(sizes: tuple[int, ...], dtype: Any) -> None:
         assert_close(both(cpu, given_, added, problem), both(reference, given_, added, problem))
 
 
-def a_score_mod(score: Any, b: Any, h: Any, q: Any, k: Any) -> Any:
-    return score - 0.1 * (q - k) ** 2
-
-
 B, H, K, T, S = 2, 4, 2, 70, 70
 RANDOM = np.random.default_rng(1)
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -203,7 +199,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "dropout_key": KEY,
         "causal": True,
         "mask": RANDOM.random((B, 1, 1, S)) < 0.5,
-        "score_mod": a_score_mod,
+        "score_mod": lambda score, b, h, q, k: score - 0.01 * (k - q) + 0.1 * h,
         "bias": normal(H, T, S),
     },
 }
@@ -303,6 +299,10 @@ def test_masks_are_true_infinities() -> None:
     k, v = np.ones((1, 1, 2, 1), np.float32), np.array([[[[1.0], [2.0]]]], np.float32)
     out, lse = cpu.forward(q, k, v, None, None, Problem(1.0, ZERO, mask=np.array([True, False])))
     assert out.item() == 1 and lse.item() == np.float32(-3e38)
+
+
+def a_score_mod(score: Any, b: Any, h: Any, q: Any, k: Any) -> Any:
+    return score - 0.1 * (q - k) ** 2
 
 
 def test_a_score_mod_is_served() -> None:
