@@ -8,6 +8,7 @@ import numpy as np
 from checker import Case, case
 
 from minitransformer.autograd import OPS
+from minitransformer.kernels.attention.problem import Sparse
 from minitransformer.ops.attention import make_problem
 from minitransformer.random import DrawKey
 
@@ -119,6 +120,9 @@ ATTENTION: list[dict[str, Any]] = [
     {"T": 0, "S": 3},
     {"T": 3, "S": 0},
     {"B": 0, "empty": True},
+    {"sparse": Sparse(range(1), left=1), "is_causal": True, "T": 5},
+    {"sparse": Sparse(range(1, 9, 2), block=2), "is_causal": True, "T": 5, "H": 4, "K": 2, "bias": some_bias(5, 5)},
+    {"sparse": Sparse(range(0, 9, 2), origin=np.array([1, -1])), "T": 3, "S": 5, "causal_align": "lower_right"},
 ]
 
 

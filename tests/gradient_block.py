@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from checker import Case, case
 
+from minitransformer.kernels.attention.problem import Sparse
 from minitransformer.kernels.decode.step import block_shapes
 from minitransformer.ops.attention import make_problem
 from minitransformer.ops.gpt_block import BlockOptions
@@ -31,9 +32,8 @@ def block(B: int = 2, T: int = 3, H: int = 2, K: int = 2, D: int = 2, F: int = 3
     problem = make_problem("attention", q, k, k, enable_gqa=True, **attention)
     if problem.dropout_p:
         problem = problem._replace(dropout_key=KEY)
-    return case(
-        RNG.standard_normal((B, T, C)), *weights, empty=B * T == 0, options=BlockOptions(H, K, problem, **options)
-    )
+    static = BlockOptions(H, K, problem, **options)
+    return case(RNG.standard_normal((B, T, C)), *weights, empty=B * T == 0, options=static)
 
 
 def block_cases() -> list[Case]:
@@ -48,6 +48,9 @@ def block_cases() -> list[Case]:
         block(T=4, attention={"window_size": (1, 0)}),
         block(attention={"alibi_slopes": [0.5, 0.25]}),
         block(attention={"dropout_p": 0.4}),
+        block(T=4, attention={"sparse": Sparse(range(1, 9, 2), block=2)}),
+        block(linear=True, H=4, K=2),
+        block(linear=True, attention={"mask": np.array([[0, 1, 1], [1, 0, 1]])[:, None, None] > 0}),
         block(D=4, rope_positions=np.arange(3)),
         block(dropout1=(0.4, KEY), dropout2=(0.3, KEY._replace(site=3))),
         block(bias=False, dropout1=(0.4, KEY)),

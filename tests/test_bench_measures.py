@@ -14,6 +14,7 @@ from small_bench import CASES, make_quick, measured, small_recipe
 from minitransformer.bench import (
     attention,
     decode,
+    efficiency,
     gemm,
     memory,
     scaling,
@@ -72,6 +73,24 @@ def test_work_of_attention() -> None:
 def test_unknown_backend(backend: str) -> None:
     with pytest.raises(ConfigError, match=f"^use_backend: '{backend}' is no implementation of any kernel"):
         attention.run(rounds=1, backend=backend, cases=CASES)
+
+
+def test_efficiency(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    figures = measured(efficiency.run, tmp_path, rounds=2, lengths=(40, 80))
+    assert set(figures["kinds"]) == set(efficiency.KINDS)
+    for of in figures["kinds"].values():
+        assert [set(of["ms"][T]) for T in ("40", "80")] == [SPREAD] * 2
+        ratio = of["ms"]["80"]["median"] / of["ms"]["40"]["median"]
+        assert of["growth"] == pytest.approx(ratio / 2)
+        assert 2 ** of["exponent"] == pytest.approx(ratio)
+        assert of["bytes"]["40"] > 3 * 40 * efficiency.WIDTH * 4  # the gradients at least
+    out = capsys.readouterr().out
+    assert "strided by sqrt(T)" in out and "exponents and growth from T = 40 on" in out
+
+
+def test_slopes_are_exponents() -> None:
+    assert efficiency.slope((1, 2, 4), (3, 12, 48)) == pytest.approx(2)
+    assert efficiency.slope((8,), (3,)) == 1
 
 
 def test_gemm(small: Recipe, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from minitransformer.cli import main
 from minitransformer.cli.parser import parser
 from minitransformer.errors import ConfigError, MiniTransformerError, MissingExtraError
 
-MEASURES = ("step", "attention", "gemm", "decode", "memory", "scaling", "startup")
+MEASURES = ("step", "attention", "gemm", "decode", "efficiency", "memory", "scaling", "startup")
 
 
 @pytest.fixture(autouse=True)

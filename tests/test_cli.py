@@ -82,6 +82,14 @@ def test_train_twice(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == out
 
 
+@pytest.mark.parametrize("kind", ["window --window 5", "global_window --window 5", "strided", "linear"])
+def test_kinds_of_attention(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train("--out-dir", "run", "--attention", *kind.split()) == 0
+    capsys.readouterr()
+    assert cli("generate", "run", "--prompt", "春眠", "--max-new-tokens", "30", "--seed", "1") == 0
+    assert len(sample(capsys.readouterr().out)) == 32
+
+
 @pytest.mark.parametrize("tokenizer", ["char", "byte"])
 def test_chinese(tokenizer: str, capsys: pytest.CaptureFixture[str]) -> None:
     settings = ["--max-steps", "300", "--learning-rate", "0.02", "--positions", "rope", "--eval-interval", "1000"]

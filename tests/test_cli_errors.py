@@ -72,7 +72,8 @@ def test_refused_settings(refused: Refused) -> None:
         "--block-size -1": "prepare: block_size must be a whole number from 1 to 2**64 - 1, got -1. Change block_size.",
         "--dropout 1": "GPTConfig: the dropout rate is 1.0, expected a number in [0, 1). 0 turns dropout off.",
         "--bias maybe": f"train: argument --bias: expected true or false, got 'maybe'. {SEE}",
-        "--window 3": "GPTConfig: attention is 'full' with window 3. Set attention='window' and window=N together.",
+        "--window 3": "GPTConfig: attention is 'full' with window 3. Set attention='window' or 'global_window' and "
+        "window=N together.",
         "--positions gauss": "GPTConfig: positions is 'gauss', expected one of "
         "('learned', 'sinusoidal', 'rope', 'alibi', None). Pass one of them.",
         "--max-steps -1": "TrainConfig: max_steps is -1, expected a whole number of at least 0. Change max_steps.",

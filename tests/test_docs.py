@@ -13,6 +13,7 @@ PAGES = [
     "docs/models/vision.md",
     "docs/models/bert.md",
     "docs/kernels.md",
+    "docs/models/efficient_attention.md",
     "docs/not_finite.md",
     "docs/gradcheck.md",
     "docs/laws.md",

@@ -35,6 +35,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "relu": {"ffn": "relu"},
     "swiglu": {"ffn": "swiglu"},
     "window": {"attention": "window", "window": 3},
+    "global window": {"attention": "global_window", "window": 2, "n_global": 2},
+    "strided": {"attention": "strided", "stride": 3},
+    "linear": {"attention": "linear"},
     "untied": {"tie_weights": False},
 }
 
@@ -43,18 +46,22 @@ OPTIONS: dict[str, dict[str, Any]] = {
 def options(draw: st.DrawFn, ffn: tuple[str, ...] = ("gelu", "relu", "swiglu")) -> dict[str, Any]:
     """Options of GPTConfig beside the sizes of SHAPE, in any combination."""
     n_head = draw(st.sampled_from([1, 2, 4]))
-    window = draw(st.none() | st.integers(1, BLOCK + 2))
+    kind = draw(st.sampled_from(["full", "window", "global_window", "strided", "linear"]))
+    few = st.integers(1, BLOCK + 2)
+    positions = ["learned", "sinusoidal", "rope", None, *(["alibi"] if kind != "linear" else [])]
     return {
         "n_layer": draw(st.integers(1, 2)),
         "n_head": n_head,
         "n_kv_head": draw(st.sampled_from([None, *(k for k in (1, 2, 4) if n_head % k == 0)])),
         "n_inner": draw(st.sampled_from([None, 3])),
         "bias": draw(st.booleans()),
-        "positions": draw(st.sampled_from(["learned", "sinusoidal", "rope", "alibi", None])),
+        "positions": draw(st.sampled_from(positions)),
         "norm": draw(st.sampled_from(["layer", "rms"])),
         "ffn": draw(st.sampled_from(ffn)),
-        "attention": "full" if window is None else "window",
-        "window": window,
+        "attention": kind,
+        "window": draw(few) if "window" in kind else None,
+        "n_global": draw(few) if kind == "global_window" else None,
+        "stride": draw(few) if kind == "strided" else None,
         "tie_weights": draw(st.booleans()),
     }
 

@@ -27,7 +27,7 @@ _MAIN_SETTINGS = {
     "n_embd": "width of the model",
 }
 _FIGURES = "also write the figures to this file"
-_ROUNDS = {"step": 20, "startup": 3}
+_ROUNDS = {"step": 20, "startup": 3, "efficiency": 5}
 
 
 class Parser(argparse.ArgumentParser):
@@ -181,6 +181,8 @@ def _add_bench(places: Any) -> None:
         step.add_argument(f"--torch-{name}", action="store_true", default=argparse.SUPPRESS, help=f"beside {text}")
     attention = _add_measure(whats, "attention", "attention beside torch's", "--rounds 5", seed=False)
     _add_option(attention, "--backend", str, "what serves ours (default: what serves everybody)")
+    text = "how kinds of attention grow with the length"
+    _add_measure(whats, "efficiency", text, "--plot efficiency.png", seed=False)
     _add_measure(whats, "gemm", "matrix products in NumPy and PyTorch", "--plot gemm.png", seed=False)
     decode = _add_measure(whats, "decode", "generation with a cache beside PyTorch's", "--batch-size 8")
     _add_option(decode, "--batch-size", whole, "rows generated together (default: 1)")

@@ -13,12 +13,14 @@ from minitransformer import random
 from minitransformer.autograd import OPS, Tensor, as_array
 from minitransformer.checks import check_flag, is_integer
 from minitransformer.functional.attention import flex_attention, linear_attention, scaled_dot_product_attention
+from minitransformer.kernels.attention.problem import Sparse
 from minitransformer.ops.activation import check_float
 from minitransformer.ops.dropout import check_rate
 from minitransformer.ops.position import alibi_slopes, sinusoidal_positions
 from minitransformer.ops.shape import check_items, check_shape
 
 __all__ = [
+    "Sparse",
     "alibi_slopes",
     "apply_rope",
     "concat",

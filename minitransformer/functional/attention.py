@@ -11,6 +11,7 @@ from minitransformer import random
 from minitransformer.autograd import OPS, Tensor, as_array
 from minitransformer.checks import check_flag, check_function
 from minitransformer.errors import DTypeError
+from minitransformer.kernels.attention.problem import Sparse
 from minitransformer.masks import Mask
 from minitransformer.ops.attention import make_problem, split_mask
 from minitransformer.ops.shape import check_items
@@ -40,6 +41,7 @@ def scaled_dot_product_attention(
     *,
     causal_align: str | None = None,
     window_size: tuple[int | None, int | None] | None = None,
+    sparse: Sparse | None = None,
     softcap: float = 0.0,
     alibi_slopes: Any = None,
     key_lengths: Any = None,
@@ -57,12 +59,13 @@ def scaled_dot_product_attention(
 
     `attn_mask` broadcasts to (B, H, T, S): bool (True = may attend), float (added, also differentiable;
     only -inf excludes) or a mask object. It combines with `is_causal`, `window_size` (left, right; both
-    include the own position, None = no limit), `key_lengths` (B,) and `cu_seqlens` (packed documents) by
-    "and". Where positions are compared and T != S or lengths differ, `causal_align` must name the corner:
-    "lower_right" (the last query sees the last key) or "upper_left". `softcap` c turns scores s into
-    c tanh(s/c); `alibi_slopes` (H,) subtracts slope * distance. A query that may attend to nothing gets
-    output 0, log-sum-exp -inf and gradient 0. `dropout_p` always applies: pass 0 when evaluating. NaN or
-    infinity in a value that is masked reaches the output all the same, as 0 * NaN: pad with finite numbers.
+    include the own position, None = no limit), `sparse` (a `Sparse`: of keys far behind only some, at the cost of
+    those), `key_lengths` (B,) and `cu_seqlens` (packed documents) by "and". Where positions are compared and
+    T != S or lengths differ, `causal_align` must name the corner: "lower_right" (the last query sees the last key)
+    or "upper_left". `softcap` c turns scores s into c tanh(s/c); `alibi_slopes` (H,) subtracts slope * distance. A
+    query that may attend to nothing gets output 0, log-sum-exp -inf and gradient 0. `dropout_p` always applies:
+    pass 0 when evaluating. NaN or infinity in a value that is masked reaches the output all the same, as 0 * NaN:
+    pad with finite numbers.
 
     Raises ShapeError, DTypeError, MaskError, RangeError or ConfigError before any number is computed.
     """
@@ -76,6 +79,7 @@ def scaled_dot_product_attention(
         "enable_gqa": enable_gqa,
         "causal_align": causal_align,
         "window_size": window_size,
+        "sparse": sparse,
         "softcap": softcap,
         "alibi_slopes": alibi_slopes,
         "key_lengths": key_lengths,

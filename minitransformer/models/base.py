@@ -15,6 +15,7 @@ from minitransformer.checks import check_size
 from minitransformer.errors import CheckpointError, ConfigError, nearest
 from minitransformer.files import json_bytes, make_folders, refusals_of_the_system, write_bytes
 from minitransformer.nn.kv_cache import DecoderCache, KVCache
+from minitransformer.nn.linear_attention import StateCache
 from minitransformer.nn.module import Module
 
 C = TypeVar("C", bound="Config")
@@ -28,7 +29,7 @@ class ModelOutput:
     logits: Tensor | None = None  # (B, T, V), or as the model says
     attentions: tuple[Tensor, ...] | None = None
     hidden_states: tuple[Tensor, ...] | None = None  # (B, T, C): the embeddings, then what each layer made of them
-    cache: KVCache | DecoderCache | None = None
+    cache: KVCache | DecoderCache | StateCache | None = None
     pooler_output: Tensor | None = None  # (B, C), one vector for each row
 
 

@@ -24,6 +24,7 @@ from minitransformer.nn.dropout import Dropout
 from minitransformer.nn.embedding import Embedding
 from minitransformer.nn.kv_cache import KVCache
 from minitransformer.nn.linear import Linear
+from minitransformer.nn.linear_attention import StateCache
 from minitransformer.ops.attention import make_problem
 from minitransformer.ops.loss import check_targets
 
@@ -79,7 +80,7 @@ class GPT(Model):
         attention_mask: Any = None,
         labels: Any = None,
         targets: Any = None,
-        cache: KVCache | None = None,
+        cache: KVCache | StateCache | None = None,
         *,
         label_smoothing: float = 0.0,
     ) -> ModelOutput:
@@ -95,7 +96,7 @@ class GPT(Model):
         ids = token_ids("GPT", "input_ids", input_ids)
         B, T = ids.shape
         if cache is not None:
-            _check_cache(cache)
+            self._check_cache(cache)
         if labels is not None and targets is not None:
             raise DTypeError("GPT", "got both labels and targets", "labels are shifted inside, targets are already")
         past = 0 if cache is None else cache.length
@@ -128,25 +129,40 @@ class GPT(Model):
         config = self.config
         return (config.block_size if config.window is None else min(config.window, config.block_size)) - 1
 
-    def _logits(self, ids: np.ndarray, real: np.ndarray | None, cache: KVCache | None) -> Tensor:
+    def seen(self, real: np.ndarray | None, total: int, stored: int) -> tuple[tuple[int, int] | None, F.Sparse | None]:
+        """`window_size` and `sparse` of attention to the last `stored` of `total` tokens; `real` marks no padding."""
+        config, beyond = self.config, total > self.config.block_size
+        window = (self.reach, 0) if config.attention == "window" or (beyond and config.forgets) else None
+        if config.attention not in ("global_window", "strided"):
+            return window, None
+        first = np.zeros(1, np.int64) if real is None else real.argmax(axis=1)  # padding has no positions
+        origin = first - (total - stored)
+        if config.stride is None:
+            assert config.n_global is not None
+            return window, F.Sparse(range(config.n_global), left=self.reach, origin=origin)
+        return window, F.Sparse(range(config.stride - 1, 2**48, config.stride), block=config.stride, origin=origin)
+
+    def _logits(self, ids: np.ndarray, real: np.ndarray | None, cache: KVCache | StateCache | None) -> Tensor:
         config = self.config
         T = ids.shape[1]
         past = 0 if cache is None else cache.length
-        if cache is not None:
-            cache.reserve(T, self.reach if config.slides else None)
-        stored = T if cache is None else cache.stored + T  # keys that the queries meet
+        stored = T  # keys that the queries meet
+        if isinstance(cache, KVCache):
+            cache.reserve(T, self.reach if config.forgets else None)
+            stored += cache.stored
         if real is None:
             positions = np.arange(past, past + T)  # (T,)
             key_mask = None
         else:
             positions = np.maximum(np.cumsum(real, axis=1) - 1, 0)[:, past:]  # (B, T)
             key_mask = real[:, None, None, past + T - stored :]  # (B, 1, 1, S)
-        limited = config.window is not None or past + T > config.block_size
+        window, sparse = self.seen(real, past + T, stored)
         attention = {
             "attn_mask": key_mask,
             "is_causal": True,
             "causal_align": "lower_right",
-            "window_size": (self.reach, 0) if limited else None,
+            "window_size": window,
+            "sparse": sparse,
             "alibi_slopes": self._alibi,
             "rope_positions": positions if config.positions == "rope" else None,
             "cache": cache,
@@ -158,8 +174,10 @@ class GPT(Model):
             x = x + self._sinusoids[positions].astype(x.dtype)
         x = self.dropout(x)
         problem = None
-        if cache is None or (stored == T and not is_grad_enabled()):
+        if cache is None or (past == 0 and not is_grad_enabled()):
             problem = self._problem(x, attention)
+        if config.attention == "linear":
+            attention = {name: attention[name] for name in ("attn_mask", "rope_positions", "cache")}
         for layer, block in enumerate(self.blocks):
             x = block(x, problem, **attention, cache_layer=layer)
         if cache is not None:
@@ -174,7 +192,7 @@ class GPT(Model):
         K = self.config.n_kv_head or H
         # The problem depends on the shapes alone, and these arrays have no memory behind them.
         q, k = (np.broadcast_to(np.empty((), x.dtype), (B, heads, T, C // H)) for heads in (H, K))
-        asked = ("is_causal", "causal_align", "window_size", "alibi_slopes")
+        asked = ("is_causal", "causal_align", "window_size", "sparse", "alibi_slopes")
         options = {name: attention[name] for name in asked}
         return make_problem("attention", q, k, k, attention["attn_mask"], enable_gqa=True, **options)
 
@@ -185,32 +203,36 @@ class GPT(Model):
                 return int((token_ids("GPT", name, batch[name])[:, first:] != -100).sum())
         raise ConfigError("GPT", "the batch has neither targets nor labels", "Give one of them")
 
-    def make_cache(self, batch_size: int, length: int | None = None) -> KVCache:
+    def make_cache(self, batch_size: int, length: int | None = None) -> KVCache | StateCache:
         """A cache for sequences of up to `length` tokens (default block_size).
 
-        Models that slide need no more than twice block_size for any length.
+        Models that forget need no more than twice block_size for any length, and linear attention needs none at all.
         """
         config = self.config
         capacity = config.block_size if length is None else length
         check_size("make_cache", batch_size=batch_size, length=capacity)
-        if config.slides:
-            capacity = min(capacity, 2 * config.block_size)
-        heads = config.n_kv_head or config.n_head
+        heads, width = config.n_kv_head or config.n_head, config.n_embd // config.n_head
         dtype = self.wte.weight.dtype
-        return KVCache(config.n_layer, batch_size, heads, capacity, config.n_embd // config.n_head, dtype)
+        if config.attention == "linear":
+            return StateCache(config.n_layer, batch_size, heads, width, dtype)
+        if config.forgets:
+            capacity = min(capacity, 2 * config.block_size)
+        return KVCache(config.n_layer, batch_size, heads, capacity, width, dtype)
 
-    def steps(self, cache: KVCache) -> Steps | None:
+    def steps(self, cache: KVCache | StateCache) -> Steps | None:
         """A faster way to feed one token a row than calling the model; None where only the model itself will do."""
-        _check_cache(cache)
+        self._check_cache(cache)
         own = type(self).forward is GPT.forward and type(self)._logits is GPT._logits and "forward" not in vars(self)
-        return Steps(self, cache) if own and can_step(self, cache.keys.shape[1]) else None
+        if not own or isinstance(cache, StateCache) or not can_step(self, cache.keys.shape[1]):
+            return None
+        return Steps(self, cache)
+
+    def _check_cache(self, cache: Any) -> None:
+        kind = StateCache if self.config.attention == "linear" else KVCache
+        if not isinstance(cache, kind):
+            problem = f"cache is {shown(cache)}, expected a {kind.__name__}"
+            raise DTypeError("GPT", problem, "Make it with model.make_cache(batch_size)")
 
     def generate(self, input_ids: Any, *, max_new_tokens: int, **options: Any) -> np.ndarray:
         """Continue each row of `input_ids` (B, T): see `minitransformer.generate.generate`."""
         return generate(self, input_ids, max_new_tokens=max_new_tokens, **options)
-
-
-def _check_cache(cache: Any) -> None:
-    if not isinstance(cache, KVCache):
-        problem = f"cache is {shown(cache)}, expected a KVCache"
-        raise DTypeError("GPT", problem, "Make it with model.make_cache(batch_size)")

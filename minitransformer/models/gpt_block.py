@@ -14,6 +14,7 @@ from minitransformer.nn.by_hand import is_untouched, sublayer_weights
 from minitransformer.nn.dropout import Dropout
 from minitransformer.nn.feed_forward import FeedForward
 from minitransformer.nn.kv_cache import KVCache
+from minitransformer.nn.linear_attention import LinearSelfAttention, StateCache
 from minitransformer.nn.module import Module
 from minitransformer.nn.norm import LayerNorm, RMSNorm
 from minitransformer.ops.gpt_block import BlockOptions, gpt_block_forward
@@ -30,7 +31,9 @@ class GPTBlock(Module):
     def __init__(self, config: GPTConfig) -> None:
         C = config.n_embd
         self.norm1 = norm_of(config)
-        self.attn = MultiHeadAttention(C, config.n_head, config.n_kv_head, config.dropout, config.bias)
+        self.linear = config.attention == "linear"
+        heads = LinearSelfAttention if self.linear else MultiHeadAttention
+        self.attn = heads(C, config.n_head, config.n_kv_head, config.dropout, config.bias)
         self.dropout1 = Dropout(config.dropout)
         self.norm2 = norm_of(config)
         activation = "gelu_tanh" if config.ffn == "gelu" else config.ffn
@@ -50,10 +53,10 @@ class GPTBlock(Module):
     def runs_by_hand(self) -> bool:
         """Not while somebody watches every op, and not if a part was replaced by another module."""
         norms, dropouts = (self.norm1, self.norm2), (self.dropout1, self.dropout2)
-        kind = type(self.norm1)
+        kind, heads = type(self.norm1), LinearSelfAttention if self.linear else MultiHeadAttention
         return (
             kind in (LayerNorm, RMSNorm)
-            and is_untouched(kind, norms, (self.attn,), self.ffn, dropouts)
+            and is_untouched(kind, norms, (self.attn,), self.ffn, dropouts, heads)
             and not self.ffn.dropout.p
         )
 
@@ -67,7 +70,7 @@ class GPTBlock(Module):
         x: Tensor,
         problem: Problem,
         rope_positions: np.ndarray | None,
-        cache: KVCache | None = None,
+        cache: KVCache | StateCache | None = None,
         layer: int = 0,
     ) -> Tensor:
         """The same through `ops/gpt_block.py`, to rounding, with the same dropout masks; fills a cache's `layer`."""
@@ -75,7 +78,8 @@ class GPTBlock(Module):
         options = BlockOptions(
             num_heads=attn.num_heads,
             num_kv_heads=attn.num_kv_heads,
-            problem=attn.with_dropout(problem),
+            problem=problem if self.linear else attn.with_dropout(problem),
+            linear=self.linear,
             norm="rms" if isinstance(self.norm1, RMSNorm) else "layer",
             eps=self.norm1.eps,
             activation=ffn.activation,

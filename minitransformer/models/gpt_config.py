@@ -14,8 +14,11 @@ _CHOICES = {
     "positions": ("learned", "sinusoidal", "rope", "alibi", None),
     "norm": ("layer", "rms"),
     "ffn": ("gelu", "relu", "swiglu"),
-    "attention": ("full", "window"),
+    "attention": ("full", "window", "global_window", "strided", "linear"),
 }
+# Settings of single kinds of attention.
+_OF_ATTENTION = {"window": ("window", "global_window"), "n_global": ("global_window",), "stride": ("strided",)}
+_SINKS = 4  # first tokens that every other one sees, as in Xiao et al. 2023
 _MOST = {"n_layer": 10_000}  # no model has more; the other sizes end at 2**31 - 1
 
 
@@ -24,13 +27,22 @@ class GPTConfig(Config):
     """The shape of a GPT; the defaults are GPT-2's smallest.
 
     `positions` is "learned", "sinusoidal", "rope", "alibi" or None, `norm` "layer" or "rms", `ffn` "gelu" (the
-    tanh form), "relu" or "swiglu", `attention` "full" or "window". `block_size` is the longest sequence with
+    tanh form), "relu" or "swiglu", `attention` one of those below. `block_size` is the longest sequence with
     learned or sinusoidal positions, and how far back a token sees with the others. `tie_weights` uses the token
     embedding as output matrix; `bias` is for all linear layers and layer norms.
 
     `n_inner` is the feed-forward width: 4 n_embd, or 8/3 n_embd up to a multiple of 8 for "swiglu", which
-    has three matrices instead of two. `n_kv_head` < n_head shares keys and values. With
-    attention="window" each token sees itself and the `window - 1` before it.
+    has three matrices instead of two. `n_kv_head` < n_head shares keys and values.
+
+    What a token sees of itself and those before it, by `attention`:
+
+    - "full": all of them
+    - "window": the last `window`
+    - "global_window": those, and the first `n_global` of the sequence, 4 unless given (Beltagy et al. 2020)
+    - "strided": those of its own block of `stride`, and the last of each block before, with blocks of about
+      sqrt(block_size) unless given (Child et al. 2019)
+    - "linear": all of them, by `F.linear_attention`, with a state instead of a cache (Katharopoulos et al. 2020);
+      not with positions="alibi", as there are no scores
     """
 
     vocab_size: int = 50257
@@ -48,10 +60,12 @@ class GPTConfig(Config):
     attention: str = "full"
     window: int | None = None
     tie_weights: bool = True
+    n_global: int | None = None
+    stride: int | None = None
 
     def __post_init__(self) -> None:
         sizes = ("vocab_size", "block_size", "n_layer", "n_head", "n_embd")
-        for name in (*sizes, "n_kv_head", "n_inner", "window"):
+        for name in (*sizes, "n_kv_head", "n_inner", *_OF_ATTENTION):
             if name in sizes or getattr(self, name) is not None:
                 self.keep_size(name, _MOST.get(name, 2**31 - 1))
         object.__setattr__(self, "dropout", check_rate("GPTConfig", self.dropout))
@@ -77,12 +91,19 @@ class GPTConfig(Config):
                 f"rope needs an even head width, n_embd / n_head is {self.n_embd // self.n_head}",
                 "Change n_embd or n_head",
             )
-        if (self.attention == "window") != (self.window is not None):
-            raise ConfigError(
-                "GPTConfig",
-                f"attention is {self.attention!r} with window {self.window}",
-                "Set attention='window' and window=N together",
-            )
+        for name, default in (("n_global", _SINKS), ("stride", round(math.sqrt(self.block_size)))):
+            if self.attention in _OF_ATTENTION[name] and getattr(self, name) is None:
+                object.__setattr__(self, name, default)
+        for name, kinds in _OF_ATTENTION.items():
+            if (self.attention in kinds) != (getattr(self, name) is not None):
+                raise ConfigError(
+                    "GPTConfig",
+                    f"attention is {self.attention!r} with {name} {getattr(self, name)}",
+                    f"Set attention={' or '.join(map(repr, kinds))} and {name}=N together",
+                )
+        if self.attention == "linear" and self.positions == "alibi":
+            problem = "alibi changes scores, and linear attention has none"
+            raise ConfigError("GPTConfig", problem, "Choose other positions")
 
     @property
     def inner_width(self) -> int:
@@ -106,3 +127,8 @@ class GPTConfig(Config):
     def slides(self) -> bool:
         """Whether sequences may be longer than block_size, each token looking back on the last block_size."""
         return self.positions in ("rope", "alibi", None)
+
+    @property
+    def forgets(self) -> bool:
+        """Whether a sequence can be so long that nobody will ever see its first tokens again."""
+        return self.slides and self.attention not in ("global_window", "linear")

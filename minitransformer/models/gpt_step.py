@@ -70,14 +70,18 @@ class Steps:
         check_ids("GPT", ids, len(self.table))
         past = cache.length
         model.check_length(past + 1)
-        reach = model.reach
-        cache.reserve(1, reach if config.slides else None)
+        cache.reserve(1, model.reach if config.forgets else None)
+        slots = cache.stored + 1
+        window, sparse = model.seen(real, past + 1, slots)
         visible = None
         if real is None:
             positions = np.full(1, past)
         else:
             positions = np.maximum(real.sum(axis=1) - 1, 0)
-            visible = real[:, past - cache.stored :]
+            visible = real[:, past + 1 - slots :]
+        if sparse is not None:
+            seen = sparse.allowed(np.array(cache.stored), np.arange(slots))[:, 0, 0]  # (B or 1, slots)
+            visible = np.broadcast_to(seen, (len(ids), slots)) if visible is None else visible & seen
         x = self.table[ids]  # (B, C), written to from now on
         rotation = None
         if config.positions == "learned":
@@ -90,7 +94,7 @@ class Steps:
             rotation = np.broadcast_to(cos, shape), np.broadcast_to(sin, shape)
         step = Step(
             stored=cache.stored,
-            reach=reach if config.window is not None or past + 1 > config.block_size else None,
+            reach=None if window is None else window[0],
             visible=visible,
             slopes=model._alibi,
             rotation=rotation,

@@ -10,6 +10,7 @@ from minitransformer.nn.encoder_layer import EncoderLayer
 from minitransformer.nn.feed_forward import FeedForward
 from minitransformer.nn.kv_cache import DecoderCache, KVCache, MemoryCache
 from minitransformer.nn.linear import Linear
+from minitransformer.nn.linear_attention import LinearSelfAttention, StateCache
 from minitransformer.nn.module import Module
 from minitransformer.nn.norm import LayerNorm, RMSNorm
 from minitransformer.nn.patch_embedding import PatchEmbedding
@@ -24,6 +25,7 @@ __all__ = [
     "KVCache",
     "LayerNorm",
     "Linear",
+    "LinearSelfAttention",
     "MemoryCache",
     "Module",
     "MultiHeadAttention",
@@ -32,5 +34,6 @@ __all__ = [
     "RMSNorm",
     "SelfAttention",
     "SinusoidalPositions",
+    "StateCache",
     "clip_grad_norm_",
 ]

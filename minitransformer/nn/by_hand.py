@@ -16,10 +16,17 @@ from minitransformer.nn.linear import Linear
 
 
 def is_untouched(
-    kind: type, norms: Sequence[Any], attentions: Sequence[Any], ffn: Any, dropouts: Sequence[Any]
+    kind: type,
+    norms: Sequence[Any],
+    attentions: Sequence[Any],
+    ffn: Any,
+    dropouts: Sequence[Any],
+    heads: type = MultiHeadAttention,
 ) -> bool:
-    """Whether nobody watches every op, all norms are of `kind`, and no other part is a module of another kind."""
-    if watching.get() is not None or not (_are(FeedForward, ffn) and _are(MultiHeadAttention, *attentions)):
+    """Whether nobody watches every op, all norms are of `kind` and all `attentions` of `heads`, and no other part is a
+    module of another kind.
+    """
+    if watching.get() is not None or not (_are(FeedForward, ffn) and _are(heads, *attentions)):
         return False
     linears = [part for attn in attentions for part in (attn.qkv, attn.out)]
     return (

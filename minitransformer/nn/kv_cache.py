@@ -64,7 +64,7 @@ class KVCache:
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store k, v (B, K, T, D) behind what `layer` holds; returns all its keys and values, as views."""
-        _checked_layer("KVCache.append", layer, len(self.keys))
+        checked_layer("KVCache.append", layer, len(self.keys))
         new_k, new_v = as_array("KVCache.append", k), as_array("KVCache.append", v)
         check_arrays("KVCache.append", k=new_k, v=new_v)
         shape = self.keys[layer].shape
@@ -84,14 +84,7 @@ class KVCache:
 
     def select(self, rows: np.ndarray) -> None:
         """Go on with these rows of the batch (B,), some perhaps twice and others not at all: a step of beam search."""
-        B = self.keys.shape[1]
-        rows = np.asarray(as_array("KVCache.select", rows))
-        if rows.dtype.kind not in "iu" or rows.shape != (B,):
-            problem = f"rows have shape {rows.shape} and dtype {rows.dtype}, expected ({B},) integers"
-            raise ShapeError("KVCache.select", problem, "Give one row of the cache for each of its rows")
-        if B and not 0 <= rows.min() <= rows.max() < B:
-            problem = f"rows are {shown(rows.tolist())}, expected 0 to {B - 1}"
-            raise RangeError("KVCache.select", problem, "Count the rows of the cache from 0")
+        rows = checked_rows("KVCache.select", rows, self.keys.shape[1])
         for array in (self.keys, self.values):
             array[..., : self.stored, :] = array[:, rows, :, : self.stored]
 
@@ -116,12 +109,12 @@ class MemoryCache:
 
     def of(self, layer: int) -> tuple[Tensor, Tensor] | None:
         """Those of `layer`, None before they were made."""
-        return self._pairs[_checked_layer("MemoryCache", layer, len(self._pairs))]
+        return self._pairs[checked_layer("MemoryCache", layer, len(self._pairs))]
 
     def keep(self, layer: int, k: Tensor, v: Tensor) -> None:
         arrays = as_array("MemoryCache.keep", k), as_array("MemoryCache.keep", v)
         check_arrays("MemoryCache.keep", k=arrays[0], v=arrays[1])
-        self._pairs[_checked_layer("MemoryCache", layer, len(self._pairs))] = Tensor(arrays[0]), Tensor(arrays[1])
+        self._pairs[checked_layer("MemoryCache", layer, len(self._pairs))] = Tensor(arrays[0]), Tensor(arrays[1])
 
 
 class DecoderCache:
@@ -142,7 +135,19 @@ class DecoderCache:
         self.own.select(rows)
 
 
-def _checked_layer(op: str, layer: int, n_layer: int) -> int:
+def checked_rows(op: str, rows: np.ndarray, B: int) -> np.ndarray:
+    """`rows` (B,) as integers from 0 to B - 1."""
+    rows = np.asarray(as_array(op, rows))
+    if rows.dtype.kind not in "iu" or rows.shape != (B,):
+        problem = f"rows have shape {rows.shape} and dtype {rows.dtype}, expected ({B},) integers"
+        raise ShapeError(op, problem, "Give one row of the cache for each of its rows")
+    if B and not 0 <= rows.min() <= rows.max() < B:
+        problem = f"rows are {shown(rows.tolist())}, expected 0 to {B - 1}"
+        raise RangeError(op, problem, "Count the rows of the cache from 0")
+    return rows
+
+
+def checked_layer(op: str, layer: int, n_layer: int) -> int:
     if check_count(op, "layer", layer) >= n_layer:
         problem = f"layer is {shown(layer)}, expected 0 to {n_layer - 1}"
         raise RangeError(op, problem, "Make the cache for as many layers as the model has")

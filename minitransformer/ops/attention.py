@@ -14,13 +14,15 @@ import numpy as np
 
 from minitransformer import kernels
 from minitransformer.autograd import as_array, register
-from minitransformer.checks import check_choice, check_flag, check_number, is_integer, shown
+from minitransformer.checks import check_choice, check_count, check_flag, check_number, is_integer, shown
 from minitransformer.errors import ConfigError, DTypeError, MaskError, RangeError, ShapeError
-from minitransformer.kernels.attention.problem import Problem
+from minitransformer.kernels.attention.problem import Problem, Sparse
 from minitransformer.masks import Mask
 from minitransformer.ops.activation import check_float
 from minitransformer.ops.arithmetic import sum_to
 from minitransformer.ops.dropout import check_rate
+
+_MOST = 2**48  # positions: far more than memory, and their sums fit 64 bits
 
 
 class Attention(NamedTuple):
@@ -173,6 +175,7 @@ def make_problem(
     enable_gqa: bool = False,
     causal_align: str | None = None,
     window_size: tuple[int | None, int | None] | None = None,
+    sparse: Sparse | None = None,
     softcap: float = 0.0,
     alibi_slopes: Any = None,
     key_lengths: Any = None,
@@ -201,12 +204,14 @@ def make_problem(
         if slopes.shape != (H,):
             raise ShapeError(op, f"alibi_slopes has shape {slopes.shape}, expected ({H},)", "Give one slope per head")
         slopes = slopes.astype(np.float64)
-    positional = is_causal or window != (None, None) or slopes is not None
+    sparse = None if sparse is None else _check_sparse(op, sparse, B)
+    positional = is_causal or window != (None, None) or slopes is not None or sparse is not None
     return Problem(
         scale=scale,
         offset=_offset(op, causal_align, lengths, T, S, positional),
         causal=is_causal,
         window=window,
+        sparse=sparse,
         key_lengths=lengths,
         documents=documents,
         mask=mask,
@@ -251,6 +256,22 @@ def _check_window(op: str, window: Any) -> tuple[int | None, int | None]:
             )
     left, right = (None if reach is None or reach >= 2**62 else int(reach) for reach in window)  # more is no limit
     return left, right
+
+
+def _check_sparse(op: str, sparse: Any, B: int) -> Sparse:
+    if not isinstance(sparse, Sparse):
+        raise DTypeError(op, f"sparse is {shown(sparse)}, expected a Sparse", "Pass F.Sparse(range(4), left=255)")
+    far, left, block, origin = sparse
+    if not isinstance(far, range) or far.start < 0 or far.step < 1 or far.stop > _MOST:
+        problem = f"far is {shown(far)}, expected a range that ascends from 0 or more, to 2**48 at most"
+        raise ConfigError(op, problem, "Pass range(n) for the first n keys, range(s - 1, S, s) for the last of every s")
+    left, block = min(check_count(op, "left", left), _MOST), min(check_count(op, "block", block, least=1), _MOST)
+    origin = _integers(op, "origin", origin)
+    if origin.shape not in ((1,), (B,)):
+        raise ShapeError(op, f"origin has shape {origin.shape}, expected (1,) or ({B},)", "Give one key per row")
+    if origin.size and abs(origin).max() > _MOST:
+        raise RangeError(op, f"origin is {origin.tolist()}, expected at most 2**48", "Count keys from 0")
+    return Sparse(far, left, block, origin)
 
 
 def _integers(op: str, name: str, values: Any) -> np.ndarray:

@@ -35,6 +35,7 @@ class BlockOptions(NamedTuple):
     num_heads: int
     num_kv_heads: int
     problem: Problem
+    linear: bool = False  # linear attention: of `problem` only the mask counts, which is one of keys
     norm: str = "layer"  # or "rms"
     eps: float = 1e-5
     activation: str = "gelu_tanh"  # or "relu", "swiglu"
@@ -69,6 +70,7 @@ def gpt_block_forward(
         heads=(options.num_heads, options.num_kv_heads),
         problem=options.problem,
         positions=options.rope_positions,
+        linear=options.linear,
     )
     feed_forward = partial(feed_forward_forward, activation=options.activation)
     norms = Norms(first=True, eps=options.eps, kind=options.norm)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from minitransformer import kernels
 from minitransformer.kernels.attention.problem import Problem
 from minitransformer.ops.dropout import Dropped, dropout_backward, dropout_forward
 from minitransformer.ops.position import Rotation, rope_backward, rope_forward
@@ -49,8 +50,9 @@ class Attended(NamedTuple):
     qkv: tuple[np.ndarray, ...]  # (B, H, T, D), (B, K, S, D) twice
     ropes: tuple[Rotation, Rotation] | None
     merged: np.ndarray  # (B T, C), the heads side by side
-    lse: np.ndarray  # (B, H, T)
+    lse: np.ndarray  # (B, H, T), or with linear attention its denominators
     problem: Problem
+    linear: ModuleType | None  # the kernel of linear attention, if it is that
 
 
 class Activated(NamedTuple):
@@ -64,17 +66,35 @@ class Activated(NamedTuple):
 
 
 def self_attention_forward(
-    x: np.ndarray, w: Sublayer, call: Call, *, heads: tuple[int, int], problem: Problem, positions: Any = None
+    x: np.ndarray,
+    w: Sublayer,
+    call: Call,
+    *,
+    heads: tuple[int, int],
+    problem: Problem,
+    positions: Any = None,
+    linear: bool = False,
 ) -> tuple[np.ndarray, Attended]:
-    """The heads side by side, (N, C). `heads` are those of queries and those of keys, `positions` for RoPE."""
+    """The heads side by side, (N, C). `heads` are those of queries and those of keys, `positions` for RoPE.
+
+    Linear attention is causal, and of the problem it takes the mask, which is one of keys (B, 1, 1, T).
+    """
     (B, T, _), (H, K) = call.shape, heads
     q, k, v = _split(_heads(_linear(x, w.into, w.into_bias), B, T, H + 2 * K), H, H + K)
     ropes = None
     if positions is not None:
         (q, rope_q), (k, rope_k) = (rope_forward(a, positions) for a in (q, k))
         ropes = rope_q, rope_k
-    merged, lse = _attend(call, q, k, v, problem)
-    return merged, Attended(x, None, (q, k, v), ropes, merged, lse, problem)
+    kernel = None
+    if linear:
+        kernel = kernels.serve("linear_attention", x)
+        if problem.mask is not None:
+            k = np.where(problem.mask.swapaxes(2, 3), k, k.dtype.type(-np.inf))  # the feature map of that is 0
+        out, lse = kernel.forward(q, k, v, True, "elu")
+        merged = out.transpose(0, 2, 1, 3).reshape(B * T, -1)
+    else:
+        merged, lse = _attend(call, q, k, v, problem)
+    return merged, Attended(x, None, (q, k, v), ropes, merged, lse, problem, kernel)
 
 
 def self_attention_backward(dmerged: np.ndarray, w: Sublayer, saved: Attended, call: Call) -> tuple[Any, ...]:
@@ -98,7 +118,7 @@ def cross_attention_forward(
     q = _heads(_linear(x, w.into[:C], q_bias), B, T, num_heads)
     k, v = _split(_heads(_linear(memory, w.into[C:], kv_bias), B, S, 2 * num_heads), num_heads)
     merged, lse = _attend(call, q, k, v, problem)
-    return merged, Attended(x, memory, (q, k, v), None, merged, lse, problem)
+    return merged, Attended(x, memory, (q, k, v), None, merged, lse, problem, None)
 
 
 def cross_attention_backward(dmerged: np.ndarray, w: Sublayer, saved: Attended, call: Call) -> tuple[Any, ...]:
@@ -176,6 +196,12 @@ def _attend_backward(call: Call, saved: Attended, dmerged: np.ndarray, *targets:
     """dq, dk and dv, written into `targets`."""
     B, H, T, _ = saved.qkv[0].shape
     dout, out = _heads(dmerged, B, T, H), _heads(saved.merged, B, T, H)
+    if saved.linear is not None:
+        for target, g in zip(
+            targets, saved.linear.backward(dout, *saved.qkv, out, saved.lse, True, "elu"), strict=True
+        ):
+            target[...] = g
+        return
     dlse = np.zeros_like(saved.lse)
     call.attention.backward(dout, dlse, *saved.qkv, None, out, saved.lse, *targets, saved.problem)
 

@@ -13,7 +13,7 @@ import numpy as np
 
 import minitransformer.ops  # noqa: F401  (fills OPS)
 from minitransformer.autograd import OPS
-from minitransformer.kernels.attention.problem import Problem
+from minitransformer.kernels.attention.problem import Problem, Sparse
 from minitransformer.kernels.decode.step import block_shapes
 from minitransformer.ops.decoder_layer import DecoderOptions
 from minitransformer.ops.encoder_layer import EncoderOptions
@@ -188,6 +188,7 @@ def attended(rng: np.random.Generator) -> Inputs:
         alibi_slopes=maybe(rng.uniform(0, 1, H), None),
         dropout_p=maybe(0.4, 0.0),
         dropout_key=drawn_key(rng),
+        sparse=maybe(Sparse(range(1, 9, int(rng.integers(1, 4))), 1, 2, rng.integers(-2, 3, maybe(B, 1))), None),
     )
     shapes = [(B, H, T, D), (B, K, S, D), (B, K, S, Dv), maybe((1, H, T, S), (S,))]
     return [rng.standard_normal(shape) for shape in shapes], {"problem": problem}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from material import Lines, bools, call, filled, ids, layer, leaf, real, some, writes
 
+from minitransformer import functional as F
 from minitransformer import masks, nn
 
 LAYERS: Lines = {
@@ -33,6 +34,19 @@ LAYERS: Lines = {
     "nn.MemoryCache": lambda: call(nn.MemoryCache, 2),
     "nn.MemoryCache.of": lambda: call(nn.MemoryCache(2).of, 1),
     "nn.MemoryCache.keep": lambda: call(nn.MemoryCache(2).keep, 1, leaf(2, 2, 3, 3), leaf(2, 2, 3, 3)),
+    "nn.StateCache": lambda: call(nn.StateCache, 1, 2, 2, 3, np.dtype(np.float32)),
+    "nn.StateCache.append": lambda: call(
+        nn.StateCache(1, 2, 2, 3, np.dtype(np.float32)).append, 0, leaf(2, 2, 4, 3), leaf(2, 2, 4, 3)
+    ),
+    "nn.StateCache.attend": lambda: call(
+        nn.StateCache(1, 2, 2, 3, np.dtype(np.float32)).attend,
+        0,
+        leaf(2, 4, 4, 3),
+        leaf(2, 2, 4, 3),
+        leaf(2, 2, 4, 3),
+    ),
+    "nn.StateCache.select": lambda: call(nn.StateCache(1, 2, 2, 3, np.dtype(np.float32)).select, np.array([1, 1])),
+    "nn.StateCache.advance": lambda: call(nn.StateCache(1, 2, 2, 3, np.dtype(np.float32)).advance, 2),
     "nn.KVCache.advance": lambda: call(nn.KVCache(1, 2, 2, 4, 3, np.dtype(np.float32)).advance, 2),
     "nn.LayerNorm": lambda: call(nn.LayerNorm, (3, 4), eps=1e-5, bias=True),
     "nn.LayerNorm.forward": lambda: layer(lambda: nn.LayerNorm((3, 4)), leaf(2, 3, 4)),
@@ -45,6 +59,16 @@ LAYERS: Lines = {
     "nn.Module.named_modules": lambda: call(lambda prefix: some(nn.Linear(3, 4).named_modules(prefix)), "model"),
     "nn.Module.to": lambda: call(lambda target: nn.Linear(3, 4).to(target), "float64"),
     "nn.Module.train": lambda: call(nn.Linear(3, 4).train, True),
+    "nn.LinearSelfAttention": lambda: call(nn.LinearSelfAttention, 8, 4, 2, 0.1, True),
+    "nn.LinearSelfAttention.forward": lambda: layer(
+        lambda: nn.LinearSelfAttention(8, 4, 2), leaf(2, 3, 8), attn_mask=bools(2, 1, 1, 3), rope_positions=ids(3)
+    ),
+    "nn.LinearSelfAttention.forward cached": lambda: layer(
+        lambda: nn.LinearSelfAttention(8, 4, 2),
+        leaf(2, 3, 8),
+        cache=nn.StateCache(1, 2, 2, 2, np.dtype(np.float32)),
+        cache_layer=0,
+    ),
     "nn.MultiHeadAttention": lambda: call(nn.MultiHeadAttention, 8, 4, 2, 0.1, True),
     "nn.MultiHeadAttention.forward": lambda: layer(
         lambda: nn.MultiHeadAttention(8, 4, 2),
@@ -53,6 +77,7 @@ LAYERS: Lines = {
         is_causal=True,
         causal_align="upper_left",
         window_size=(2, 0),
+        sparse=F.Sparse(range(1, 9, 2), block=2, origin=np.array([0, 1])),
         key_lengths=np.array([3, 2]),
         alibi_slopes=real(4),
         rope_positions=ids(3),

@@ -83,6 +83,8 @@ MODELS: Lines = {
         attention="window",
         window=3,
         tie_weights=False,
+        n_global=None,
+        stride=None,
     ),
     "GPT.generate beams": lambda: call(
         gpt().generate, ids(2, 3), max_new_tokens=2, num_beams=2, length_penalty=0.5, eos_token_id=1

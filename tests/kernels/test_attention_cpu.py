@@ -19,7 +19,7 @@ from minitransformer import functional as F
 from minitransformer import kernels
 from minitransformer.errors import ShapeError
 from minitransformer.kernels.attention import cpu, reference
-from minitransformer.kernels.attention.problem import Problem
+from minitransformer.kernels.attention.problem import Problem, Sparse
 from minitransformer.kernels.simd.tiles import ROWS
 from minitransformer.ops.attention import attention_forward
 from minitransformer.random import DrawKey
@@ -145,6 +145,16 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "causal": {"causal": True},
     "window": {"window": (20, 3)},
     "window to the left": {"window": (9, None), "causal": True},
+    "first keys": {"sparse": Sparse(range(3), left=9), "causal": True},
+    "strided": {"sparse": Sparse(range(4, 2**48, 5), block=5), "causal": True},
+    "strided and all around": {"sparse": Sparse(range(1, 60, 7), left=3, block=2), "window": (50, 6)},
+    "strided from origins on": {
+        "sparse": Sparse(range(2, 2**48, 3), block=3, origin=np.array([-7, 11])),
+        "causal": True,
+        "key_lengths": np.array([60, 70]),
+    },
+    "every key is far": {"sparse": Sparse(range(0, 2**48, 1), block=1), "causal": True},
+    "no key is far": {"sparse": Sparse(range(0), left=4), "offset": np.array([-30, 5])},
     "lengths": {"key_lengths": np.array([13, 66])},
     "a row without keys": {"key_lengths": np.array([0, 70]), "causal": True},
     "offset": {"offset": np.array([-30, 5]), "causal": True},
@@ -171,6 +181,27 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "bias": normal(H, 1, S),
         "key_lengths": np.array([60, 70]),
     },
+    "sparse and all": {
+        "sparse": Sparse(range(2, 2**48, 4), left=1, block=4, origin=np.array([3, -5])),
+        "dropout_p": 0.6,
+        "dropout_key": KEY,
+        "causal": True,
+        "window": (50, None),
+        "mask": RANDOM.random((T, S)) < 0.8,
+        "softcap": 3.0,
+        "alibi_slopes": np.array([0.5, 1.0, 0.0, 0.03]),
+        "bias": normal(H, 1, S),
+        "key_lengths": np.array([60, 70]),
+    },
+    "first keys and all": {
+        "sparse": Sparse(range(17), left=1),
+        "dropout_p": 0.6,
+        "dropout_key": KEY,
+        "causal": True,
+        "mask": RANDOM.random((B, 1, 1, S)) < 0.5,
+        "score_mod": lambda score, b, h, q, k: score - 0.01 * (k - q) + 0.1 * h,
+        "bias": normal(H, T, S),
+    },
 }
 
 
@@ -191,7 +222,7 @@ def test_every_option_is_served_and_agrees(name: str, dtype: Any) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", ["causal", "dropout and all"])
+@pytest.mark.parametrize("name", ["causal", "dropout and all", "sparse and all"])
 def test_the_bits_do_not_depend_on_how_tasks_are_spread(name: str, dtype: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     given_ = arrays(B, H, K, T, S, 12, 20, dtype)
     bias, problem = option(name, dtype)
@@ -292,7 +323,7 @@ def test_no_scores_are_kept() -> None:
 @needs_guard_pages
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", CONTIGUOUS)
-@pytest.mark.parametrize("name", ["causal", "dropout and all"])
+@pytest.mark.parametrize("name", ["causal", "dropout and all", "sparse and all"])
 def test_nothing_is_touched_beyond_the_arrays(name: str, layout: str, dtype: Any) -> None:
     given_ = arrays(B, H, K, T, S, 5, 7, dtype)
     bias, problem = option(name, dtype)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from minitransformer import functional as F
 from minitransformer.kernels.attention import cpu, few, reference
-from minitransformer.kernels.attention.problem import Problem
+from minitransformer.kernels.attention.problem import Problem, Sparse
 from minitransformer.kernels.attention.rules import Sizes
 from minitransformer.random import DrawKey
 from minitransformer.testing import check_backends
@@ -26,6 +26,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "nothing": {},
     "causal": {"causal": True, "offset": np.array([S - 3, 600])},
     "window within a part": {"window": (40, 0), "offset": np.array([S - 3, 500])},
+    "first keys": {"sparse": Sparse(range(3), left=40), "causal": True, "offset": np.array([S - 3, 500])},
+    "strided": {
+        "sparse": Sparse(range(7, 2**48, 8), block=8, origin=np.array([-5, 9])),
+        "mask": RANDOM.random((B, 1, 1, S)) < 0.5,
+        "offset": np.array([S - 3, 500]),
+    },
     "lengths": {"key_lengths": np.array([0, 700])},
     "mask": {"mask": RANDOM.random((B, 1, 3, S)) < 0.4},
     "mask of nothing in the first part": {"mask": np.broadcast_to(np.arange(S) > 800, (1, 1, 1, S))},

@@ -15,6 +15,7 @@ from tiny import BLOCK, Given, V, gpt, options, token_ids
 import minitransformer as mt
 from minitransformer.errors import ConfigError, DTypeError, NonFiniteError, RangeError, ShapeError
 from minitransformer.generate import generate
+from minitransformer.nn import KVCache, StateCache
 
 TIGHT = {"rtol": 1e-12, "atol": 1e-12}
 SEEDS = st.integers(0, 2**32)
@@ -42,12 +43,12 @@ def test_cached_logits_are_the_uncached_ones_however_the_tokens_are_fed(
     uncached = model(ids, attention_mask=mask if padded else None).logits.data
     cache = model.make_cache(3, T)
     steps = model.steps(cache)
-    assert steps is not None
+    assert (steps is None) == (model.config.attention == "linear")
     with mt.no_grad():
         while (past := cache.length) < T:
             end = data.draw(st.integers(past + 1, min(T, past + BLOCK)), label="end of piece")
             piece_mask = mask[:, :end] if padded else None
-            if end == past + 1 and data.draw(st.booleans(), label="by steps"):
+            if steps is not None and end == past + 1 and data.draw(st.booleans(), label="by steps"):
                 logits = steps(ids[:, past], piece_mask)[:, None]
             else:
                 logits = model(ids[:, past:end], attention_mask=piece_mask, cache=cache).logits.data
@@ -59,6 +60,13 @@ def test_cached_logits_are_the_uncached_ones_however_the_tokens_are_fed(
 def test_a_sliding_cache_needs_no_more_than_twice_block_size() -> None:
     assert gpt(positions="rope").make_cache(1, 1000).capacity == 2 * BLOCK
     assert gpt().make_cache(1).capacity == BLOCK
+
+
+def test_first_tokens_that_everybody_sees_stay_in_the_cache_and_a_state_does_not_grow() -> None:
+    kept = gpt(positions="rope", attention="global_window", window=2).make_cache(1, 1000)
+    assert isinstance(kept, KVCache) and kept.capacity == 1000
+    states = [gpt(attention="linear").make_cache(2, T) for T in (1, BLOCK)]
+    assert all(isinstance(state, StateCache) and state.sums.shape == (1, 2, 2, 8, 9) for state in states)
 
 
 def quietly(model: mt.GPT, *args: Any, **kwargs: Any) -> np.ndarray:

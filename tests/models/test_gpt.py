@@ -116,6 +116,39 @@ def test_a_window_ends_where_it_says(positions: str | None, window: int) -> None
     np.testing.assert_allclose(changed[2 + window :], 0, atol=1e-12)
 
 
+@pytest.mark.parametrize("kind", [{"attention": "global_window", "window": 2, "n_global": 2}, {"attention": "strided"}])
+@pytest.mark.parametrize("changed", range(BLOCK))
+def test_a_token_is_seen_by_those_whose_pattern_has_it(changed: int, kind: dict[str, Any]) -> None:
+    model, ids = gpt(**kind), token_ids(1, BLOCK)
+    other = ids.copy()
+    other[0, changed] = (other[0, changed] + 1) % V
+    differs = abs(model(ids).logits.data - model(other).logits.data).max(axis=-1)[0] > 1e-9
+    if kind["attention"] == "strided":
+        assert model.config.stride == 3  # about the square root of 8
+        expected = [t >= changed and (t // 3 == changed // 3 or changed % 3 == 2) for t in range(BLOCK)]
+    else:
+        expected = [t >= changed and (t - changed < 2 or changed < 2) for t in range(BLOCK)]
+    assert differs.tolist() == expected
+
+
+@pytest.mark.parametrize(
+    "limit",
+    [
+        {"attention": "window", "window": BLOCK},
+        {"attention": "global_window", "window": 1, "n_global": BLOCK},
+        {"attention": "global_window", "window": BLOCK, "n_global": 1},
+        {"attention": "strided", "stride": 1},
+        {"attention": "strided", "stride": BLOCK},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("positions", ["learned", "alibi"])
+def test_kinds_of_attention_at_their_limits_are_full(positions: str, limit: dict[str, Any]) -> None:
+    ids = token_ids(2, BLOCK)
+    full = gpt(positions=positions)(ids).logits.data
+    np.testing.assert_allclose(gpt(positions=positions, **limit)(ids).logits.data, full, **TIGHT)
+
+
 @pytest.mark.parametrize("positions", ["rope", "alibi", None])
 def test_sequences_longer_than_block_size_look_back_on_block_size_tokens(positions: str | None) -> None:
     ids = token_ids(2, 2 * BLOCK + 3)

@@ -23,7 +23,11 @@ BAD_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "tie": ({"tie_weights": "no"}, "tie_weights is 'no', expected a bool. Pass a bool."),
     "norm": ({"norm": "batch"}, "norm is 'batch', expected one of ('layer', 'rms'). Pass one of them."),
     "ffn": ({"ffn": "tanh"}, "ffn is 'tanh', expected one of ('gelu', 'relu', 'swiglu'). Pass one of them."),
-    "attention": ({"attention": "none"}, "attention is 'none', expected one of ('full', 'window'). Pass one of them."),
+    "attention": (
+        {"attention": "none"},
+        "attention is 'none', expected one of ('full', 'window', 'global_window', 'strided', 'linear'). "
+        "Pass one of them.",
+    ),
     "positions": (
         {"positions": "rotary"},
         "positions is 'rotary', expected one of ('learned', 'sinusoidal', 'rope', 'alibi', None). Pass one of them.",
@@ -42,11 +46,23 @@ BAD_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "window alone": (
         {"window": 4},
-        "attention is 'full' with window 4. Set attention='window' and window=N together.",
+        "attention is 'full' with window 4. Set attention='window' or 'global_window' and window=N together.",
     ),
     "no window": (
         {"attention": "window"},
-        "attention is 'window' with window None. Set attention='window' and window=N together.",
+        "attention is 'window' with window None. Set attention='window' or 'global_window' and window=N together.",
+    ),
+    "n_global alone": (
+        {"attention": "window", "window": 4, "n_global": 2},
+        "attention is 'window' with n_global 2. Set attention='global_window' and n_global=N together.",
+    ),
+    "stride alone": (
+        {"stride": 3},
+        "attention is 'full' with stride 3. Set attention='strided' and stride=N together.",
+    ),
+    "linear scores": (
+        {"attention": "linear", "positions": "alibi"},
+        "alibi changes scores, and linear attention has none. Choose other positions.",
     ),
 }
 

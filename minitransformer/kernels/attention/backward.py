@@ -26,6 +26,7 @@ from minitransformer.kernels.attention.tile_rules import (
     keep_dbias,
     masked_part,
     span_together,
+    split_spans,
 )
 from minitransformer.kernels.compiled import kernel
 from minitransformer.kernels.simd import (
@@ -128,6 +129,10 @@ def differentiate(
     for task in range(begin, stop):
         b, kh = task // sizes.K, task % sizes.K
         fill_spans(spans, reach, b, sizes.T, 0, S)
+        runs = 1
+        if rules is not None and rules.far.step:
+            runs = 2
+            split_spans(spans, rules, b, sizes)
         w[dk_rows : dk_rows + S * (D_wide + E_wide)] = 0
         for h in range(kh * group, (kh + 1) * group):
             for t in range(0, sizes.T, W):
@@ -135,14 +140,6 @@ def differentiate(
                 query = (b * sizes.H + h) * sizes.T + t  # the tile's first among all
                 q0, g0, dq0 = row_of(at.q, b, h, t), row_of(at.dout, b, h, t), row_of(at.dq, b, h, t)
                 registers = (queries + L - 1) // L
-                one = span_together(spans, t, min(L, queries))
-                two = span_together(spans, t + L, queries - L) if registers > 1 else one
-                low, high = min(one[0], two[0]), max(one[1], two[1])
-                if low >= high:
-                    for n in range(queries):
-                        for c in range(0, D, L):
-                            store_up_to(dq, dq0 + n * at.dq.step + c, D - c, nothing)
-                    continue
                 to_lanes(q, q0, at.q.step, queries, D, w, qt, W, T(scale))
                 to_lanes(dout, g0, at.dout.step, queries, E, w, gt, W, T(1))
                 if D_wide > D:
@@ -156,51 +153,67 @@ def differentiate(
                     # Without any key -inf: then all weights are exp(-inf - inf) = 0.
                     w[level + n] = lse[query + n] if lse[query + n] != -np.inf else T(np.inf)
                 first = True
-                for block in range(low, high, KEYS):
-                    j, keys, masked = block, min(KEYS, high - block), False
-                    if rules is not None:
-                        j, keys, masked = masked_part(rules, b, h, t, queries, j, keys)
-                        if keys == 0:
-                            continue
-                    product(k, row_of(at.k, b, kh, j), at.k.step, 1, w, qt, W, w, s, W, D, keys, registers, False)
-                    product(v, row_of(at.v, b, kh, j), at.v.step, 1, w, gt, W, w, ds, W, E, keys, registers, False)
-                    if rules is not None:
-                        change_scores(w, s, slope, True, f, x, masked, rules, b, h, t, queries, j, keys)
-                    if rules is not None and rules.dropout:
-                        draw_factors(w, f, rules, sizes, b, h, t, queries, j, keys)
-                    for r in range(registers):
-                        c, own = r * L, one if r == 0 else two
-                        if j < own[2] or j + keys > own[3]:
-                            cut(w, s + c, bounds + c, spans, t + c, queries - c, j, keys, own[2], own[3])
-                        known, less = load(w, level + c), load(w, delta + c)
-                        for n in range(c, keys * W, W):
-                            p, dp = exp_low(load(w, s + n) - known), load(w, ds + n)
-                            if rules is not None and rules.dropout:
-                                m = load(w, f + n)
-                                store(w, s + n, p * m)
-                                dp = dp * m
-                            else:
-                                store(w, s + n, p)
-                            store(w, ds + n, p * (dp - less))
-                    if rules is not None:
-                        if rules.bias.size:
-                            keep_dbias(w, ds, ones, dbias, sizes, b, h, t, queries, j, keys)
-                        if rules.softcap != 0 or rules.score_mod != 0:
-                            for n in range(ds, ds + keys * W, L):
-                                g = load(w, n)  # where it is 0 it stays so, whatever the slope of an infinite score
-                                steep = g * load(w, n + slope - ds)
-                                store(w, n, select_less(g, nothing, steep, select_less(nothing, g, steep, g)))
-                    dk_j, dv_j = dk_rows + j * D_wide, dv_rows + j * E_wide
-                    product(k, row_of(at.k, b, kh, j), 1, at.k.step, w, ds, W, w, dqt, W, keys, D, registers, not first)
-                    first = False
-                    if D_wide > D:
-                        product(w, ds, W, 1, w, q_rows, D_wide, w, dk_j, D_wide, queries, keys, D_wide // L, True)
-                    else:
-                        product(w, ds, W, 1, q, q0, at.q.step, w, dk_j, D, queries, keys, D // L, True)
-                    if E_wide > E:
-                        product(w, s, W, 1, w, g_rows, E_wide, w, dv_j, E_wide, queries, keys, E_wide // L, True)
-                    else:
-                        product(w, s, W, 1, dout, g0, at.dout.step, w, dv_j, E, queries, keys, E // L, True)
+                for run in range(runs):  # near keys, then far ones
+                    start, step, u = 0, 1, t
+                    if rules is not None and run == 1:
+                        start, step, u = rules.origin[b] + rules.far.first, rules.far.step, sizes.T + t
+                    one = span_together(spans, u, min(L, queries))
+                    two = span_together(spans, u + L, queries - L) if registers > 1 else one
+                    low, high = min(one[0], two[0]), max(one[1], two[1])
+                    for block in range(low, high, KEYS):
+                        j, keys, masked = block, min(KEYS, high - block), False
+                        key = start + j * step
+                        if rules is not None:
+                            key, keys, masked = masked_part(rules, b, h, t, queries, step, key, keys)
+                            if keys == 0:
+                                continue
+                            j = (key - start) // step
+                        k0, v0 = row_of(at.k, b, kh, key), row_of(at.v, b, kh, key)
+                        k_step, v_step = at.k.step * step, at.v.step * step
+                        side = keys if step == 1 else 1  # keys side by side, as rules take them
+                        product(k, k0, k_step, 1, w, qt, W, w, s, W, D, keys, registers, False)
+                        product(v, v0, v_step, 1, w, gt, W, w, ds, W, E, keys, registers, False)
+                        if rules is not None:
+                            for i in range(0, keys, side):
+                                to, keep, at_key = s + i * W, slope + i * W, key + i * step
+                                change_scores(w, to, keep, True, f, x, masked, rules, b, h, t, queries, at_key, side)
+                        if rules is not None and rules.dropout:
+                            for i in range(0, keys, side):
+                                draw_factors(w, f + i * W, rules, sizes, b, h, t, queries, key + i * step, side)
+                        for r in range(registers):
+                            c, own = r * L, one if r == 0 else two
+                            if j < own[2] or j + keys > own[3]:
+                                cut(w, s + c, bounds + c, spans, u + c, queries - c, j, keys, own[2], own[3])
+                            known, less = load(w, level + c), load(w, delta + c)
+                            for n in range(c, keys * W, W):
+                                p, dp = exp_low(load(w, s + n) - known), load(w, ds + n)
+                                if rules is not None and rules.dropout:
+                                    m = load(w, f + n)
+                                    store(w, s + n, p * m)
+                                    dp = dp * m
+                                else:
+                                    store(w, s + n, p)
+                                store(w, ds + n, p * (dp - less))
+                        if rules is not None:
+                            if rules.bias.size:
+                                keep_dbias(w, ds, ones, dbias, sizes, b, h, t, queries, key, step, keys, run == 1)
+                            if rules.softcap != 0 or rules.score_mod != 0:
+                                for n in range(ds, ds + keys * W, L):
+                                    g = load(w, n)  # where it is 0 it stays so, whatever the slope of an infinite score
+                                    steep = g * load(w, n + slope - ds)
+                                    store(w, n, select_less(g, nothing, steep, select_less(nothing, g, steep, g)))
+                        product(k, k0, 1, k_step, w, ds, W, w, dqt, W, keys, D, registers, not first)
+                        first = False
+                        dk_j, dk_step = dk_rows + key * D_wide, step * D_wide
+                        dv_j, dv_step = dv_rows + key * E_wide, step * E_wide
+                        if D_wide > D:
+                            product(w, ds, W, 1, w, q_rows, D_wide, w, dk_j, dk_step, queries, keys, D_wide // L, True)
+                        else:
+                            product(w, ds, W, 1, q, q0, at.q.step, w, dk_j, dk_step, queries, keys, D // L, True)
+                        if E_wide > E:
+                            product(w, s, W, 1, w, g_rows, E_wide, w, dv_j, dv_step, queries, keys, E_wide // L, True)
+                        else:
+                            product(w, s, W, 1, dout, g0, at.dout.step, w, dv_j, dv_step, queries, keys, E // L, True)
                 if first:
                     w[dqt : dqt + D * W] = 0
                 from_lanes(w, dqt, W, dq, dq0, at.dq.step, queries, D, w, scales)

@@ -143,4 +143,4 @@ def _sizes(q: np.ndarray, v: np.ndarray) -> Sizes:
 def _scratch(size_of: Any, sizes: Sizes, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
     """Uninitialised memory, which the kernel uses from the first cache line on, and that of the queries' spans."""
     size = size_of(sizes, REGISTER_BITS // 8 // dtype.itemsize) + LINE // dtype.itemsize
-    return np.empty(size, dtype), np.empty(2 * sizes.T, np.int64)
+    return np.empty(size, dtype), np.empty(4 * sizes.T, np.int64)

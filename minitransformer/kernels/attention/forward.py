@@ -23,6 +23,7 @@ from minitransformer.kernels.attention.tile_rules import (
     fill_spans,
     masked_part,
     span_together,
+    split_spans,
 )
 from minitransformer.kernels.compiled import kernel
 from minitransformer.kernels.simd import exp_low, lanes, load, log, select_less, splat, store, store_some, zeros
@@ -109,45 +110,60 @@ def attend(
         row, kh = task // sizes.K, task % sizes.K
         b, part = row % sizes.B, row // sizes.B
         fill_spans(spans, reach, b, sizes.T, S * part // parts, S * (part + 1) // parts)
+        runs = 1
+        if rules is not None and rules.far.step:
+            runs = 2
+            split_spans(spans, rules, b, sizes)
         for h in range(kh * group, (kh + 1) * group):
             for t in range(0, sizes.T, W):
                 queries = min(W, sizes.T - t)
                 query = (row * sizes.H + h) * sizes.T + t  # the tile's first among all
                 registers = (queries + L - 1) // L
-                one = span_together(spans, t, min(L, queries))
-                two = span_together(spans, t + L, queries - L) if registers > 1 else one
-                low, high = min(one[0], two[0]), max(one[1], two[1])
                 q0, few = row_of(at.q, b, h, t), queries <= FEW
                 if not few:
                     to_lanes(q, q0, at.q.step, queries, D, w, qt, W, T(scale))
                 first = True
-                for block in range(low, high, KEYS):
-                    j, keys, masked = block, min(KEYS, high - block), False
-                    if rules is not None:
-                        j, keys, masked = masked_part(rules, b, h, t, queries, j, keys)
-                        if keys == 0:
-                            continue
-                    k0, v0 = row_of(at.k, b, kh, j), row_of(at.v, b, kh, j)
-                    if few:
-                        few_scores(q, q0, at.q.step, queries, k, k0, at.k.step, keys, D, T(scale), w, s)
-                    else:
-                        product(k, k0, at.k.step, 1, w, qt, W, w, s, W, D, keys, registers, False)
-                    if rules is not None:
-                        change_scores(w, s, 0, False, f, x, masked, rules, b, h, t, queries, j, keys)
-                    for r in range(registers):
-                        c, own = r * L, one if r == 0 else two
-                        if j < own[2] or j + keys > own[3]:
-                            cut(w, s + c, bounds + c, spans, t + c, queries - c, j, keys, own[2], own[3])
-                        _weigh(w, s + c, keys, m + c, l + c, o + c, E, first)
-                    if rules is not None and rules.dropout:
-                        draw_factors(w, f, rules, sizes, b, h, t, queries, j, keys)
-                        for n in range(0, keys * W, L):
-                            store(w, s + n, load(w, s + n) * load(w, f + n))
-                    if few:
-                        few_sums(w, s, queries, v, v0, at.v.step, keys, E, o, bounds, not first)
-                    else:
-                        product(v, v0, 1, at.v.step, w, s, W, w, o, W, keys, E, registers, not first)
-                    first = False
+                for run in range(runs):  # near keys, then far ones
+                    start, step, u = 0, 1, t
+                    if rules is not None and run == 1:
+                        start, step, u = rules.origin[b] + rules.far.first, rules.far.step, sizes.T + t
+                    one = span_together(spans, u, min(L, queries))
+                    two = span_together(spans, u + L, queries - L) if registers > 1 else one
+                    low, high = min(one[0], two[0]), max(one[1], two[1])
+                    for block in range(low, high, KEYS):
+                        j, keys, masked = block, min(KEYS, high - block), False
+                        key = start + j * step
+                        if rules is not None:
+                            key, keys, masked = masked_part(rules, b, h, t, queries, step, key, keys)
+                            if keys == 0:
+                                continue
+                            j = (key - start) // step
+                        k0, v0 = row_of(at.k, b, kh, key), row_of(at.v, b, kh, key)
+                        k_step, v_step = at.k.step * step, at.v.step * step
+                        side = keys if step == 1 else 1  # keys side by side, as rules take them
+                        if few:
+                            few_scores(q, q0, at.q.step, queries, k, k0, k_step, keys, D, T(scale), w, s)
+                        else:
+                            product(k, k0, k_step, 1, w, qt, W, w, s, W, D, keys, registers, False)
+                        if rules is not None:
+                            for i in range(0, keys, side):
+                                to, at_key = s + i * W, key + i * step
+                                change_scores(w, to, 0, False, f, x, masked, rules, b, h, t, queries, at_key, side)
+                        for r in range(registers):
+                            c, own = r * L, one if r == 0 else two
+                            if j < own[2] or j + keys > own[3]:
+                                cut(w, s + c, bounds + c, spans, u + c, queries - c, j, keys, own[2], own[3])
+                            _weigh(w, s + c, keys, m + c, l + c, o + c, E, first)
+                        if rules is not None and rules.dropout:
+                            for i in range(0, keys, side):
+                                draw_factors(w, f + i * W, rules, sizes, b, h, t, queries, key + i * step, side)
+                            for n in range(0, keys * W, L):
+                                store(w, s + n, load(w, s + n) * load(w, f + n))
+                        if few:
+                            few_sums(w, s, queries, v, v0, v_step, keys, E, o, bounds, not first)
+                        else:
+                            product(v, v0, 1, v_step, w, s, W, w, o, W, keys, E, registers, not first)
+                        first = False
                 if first:  # nothing to attend to
                     w[m : m + W] = -np.inf
                     w[l : l + W] = 0

@@ -11,6 +11,26 @@ from minitransformer.errors import ConfigError, RangeError, ShapeError
 from minitransformer.random import DrawKey
 
 
+class Sparse(NamedTuple):
+    """Which of the keys before its near ones a query sees: those of `far`, and no other.
+
+    The near keys of the query at position p begin at p // block * block - left; what comes after that is left to the
+    other rules. Positions are counted from the key `origin` on, one for all rows (1,) or one per row (B,).
+    """
+
+    far: range  # from 0 on, ascending; it may go on behind the last key
+    left: int = 0
+    block: int = 1
+    origin: np.ndarray = np.zeros(1, np.int64)
+
+    def allowed(self, q: np.ndarray, k: np.ndarray) -> np.ndarray:
+        """Bool (B or 1, 1, T, S) for queries at the keys q (B or 1, 1, T, 1), and k (1, 1, 1, S)."""
+        origin = self.origin[:, None, None, None]
+        p, k = q - origin, k - origin
+        far = (k >= self.far.start) & (k < self.far.stop) & ((k - self.far.start) % self.far.step == 0)
+        return far | (k >= p // self.block * self.block - self.left)
+
+
 class Problem(NamedTuple):
     """The static part of softmax(mod(scale q k^T)) v, with mask and score functions.
 
@@ -22,6 +42,7 @@ class Problem(NamedTuple):
     offset: np.ndarray  # (B,) or, one for all rows, (1,) int64
     causal: bool = False
     window: tuple[int | None, int | None] = (None, None)  # reach to the left and right, own position included
+    sparse: Sparse | None = None
     key_lengths: np.ndarray | None = None  # (B,) int64: keys from there on are padding
     documents: np.ndarray | None = None  # (S,) int64: only keys of the same document
     mask: np.ndarray | None = None  # bool, broadcastable to (B, H, T, S)
@@ -35,9 +56,11 @@ class Problem(NamedTuple):
 
     def check(self, B: int, H: int, T: int, S: int) -> None:
         """Raise `ShapeError`, `RangeError` or `ConfigError` unless this fits q (B, H, T, D) and k (B, K, S, D)."""
-        for name, expected in (("offset", (B,)), ("key_lengths", (B,)), ("documents", (S,)), ("alibi_slopes", (H,))):
-            array = getattr(self, name)
-            if array is not None and array.shape != expected and not (name == "offset" and array.shape == (1,)):
+        pairs = [(name, getattr(self, name)) for name in ("offset", "key_lengths", "documents", "alibi_slopes")]
+        origin = None if self.sparse is None else self.sparse.origin
+        for (name, array), expected in zip([*pairs, ("origin", origin)], ((B,), (B,), (S,), (H,), (B,)), strict=True):
+            one_for_all = name in ("offset", "origin") and array is not None and array.shape == (1,)
+            if array is not None and array.shape != expected and not one_for_all:
                 raise ShapeError(
                     "attention",
                     f"{name} has shape {array.shape}, expected {expected} for (B, H, T, S) = {(B, H, T, S)}",

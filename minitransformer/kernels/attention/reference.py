@@ -36,6 +36,8 @@ def allowed(problem: Problem, B: int, T: int, S: int) -> np.ndarray | None:
         rules.append(k >= q - left)
     if right is not None:
         rules.append(k <= q + right)
+    if problem.sparse is not None:
+        rules.append(problem.sparse.allowed(q, k))
     if problem.key_lengths is not None:
         rules.append(k < problem.key_lengths[:, None, None, None])
     if problem.documents is not None:

@@ -2,7 +2,8 @@
 
 All rules that compare positions (causal, window, lengths, documents) leave each query one interval of keys. So they
 cost a kernel nothing: what lies outside is never computed, and only rows of a tile where some of its queries have a
-key and others have not are masked. All else is in `Rules`, and plain attention is compiled without it.
+key and others have not are masked. All else is in `Rules`, and plain attention is compiled without it. With `Sparse`
+there are two intervals: one of near keys, one of the numbers of far keys, whose rows lie evenly spaced.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import boolean, float64, int64, types, uint8, uint64
 
-from minitransformer.kernels.attention.problem import Problem
+from minitransformer.kernels.attention.problem import Problem, Sparse
 from minitransformer.kernels.attention.user_code import TileCode
 
 _FAR = 2**62
@@ -51,6 +52,19 @@ class Reach(NamedTuple):
 REACH = types.NamedTuple([int64[::1], int64, int64, int64[::1], int64[::1], int64[::1]], Reach)
 
 
+class Far(NamedTuple):
+    """`Sparse` in numbers: where near keys begin, and which are far; `step` is 0 if there is no such rule."""
+
+    left: int
+    block: int
+    first: int
+    step: int
+    total: int
+
+
+FAR = types.NamedUniTuple(int64, len(Far._fields), Far)
+
+
 class Rules(NamedTuple):
     """Everything that changes single scores or weights; numbers that are not used are 0 and arrays empty.
 
@@ -72,6 +86,8 @@ class Rules(NamedTuple):
     kept: float  # factor of what is kept
     counter: tuple[np.uint64, ...]  # first row, site, step
     key: tuple[np.uint64, ...]
+    far: Far
+    origin: np.ndarray  # (B,) int64, or empty
 
 
 def rules_type(T: Any) -> Any:
@@ -92,7 +108,7 @@ def rules_type(T: Any) -> Any:
         uint64,
         float64,
     ]
-    return types.NamedTuple([*fields, words, types.UniTuple(uint64, 2)], Rules)
+    return types.NamedTuple([*fields, words, types.UniTuple(uint64, 2), FAR, int64[::1]], Rules)
 
 
 def reach_of(problem: Problem) -> Reach:
@@ -130,8 +146,8 @@ def rules_of(
     if problem.documents is not None and not _ascending(problem.documents):
         same = problem.documents[:, None] == problem.documents
         mask = same if mask is None else mask & same
-    slopes = problem.alibi_slopes
-    if mask is bias is slopes is code is None and not problem.softcap and not problem.dropout_p:
+    slopes, sparse = problem.alibi_slopes, problem.sparse
+    if mask is bias is slopes is code is sparse is None and not problem.softcap and not problem.dropout_p:
         return None
     flat_mask, mask_strides = _flat(mask, np.bool_, sizes)
     flat_bias, bias_strides = _flat(bias, dtype, sizes)
@@ -152,7 +168,13 @@ def rules_of(
         kept=1 / (1 - problem.dropout_p) if problem.dropout_p < 1 else 0.0,
         counter=(np.uint64(row), np.uint64(site), np.uint64(step)),
         key=(np.uint64(seed & 0xFFFFFFFF), np.uint64(seed >> 32)),
+        far=Far(0, 1, 0, 0, 0) if sparse is None else _far_of(sparse),
+        origin=_NONE if sparse is None else _ready(np.broadcast_to(sparse.origin, (sizes.B,)), np.int64),
     )
+
+
+def _far_of(sparse: Sparse) -> Far:
+    return Far(sparse.left, sparse.block, sparse.far.start, sparse.far.step, len(sparse.far))
 
 
 def _flat(array: np.ndarray | None, dtype: Any, sizes: Sizes) -> tuple[np.ndarray, tuple[int, int, int, int]]:

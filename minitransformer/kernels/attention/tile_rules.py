@@ -39,6 +39,28 @@ def fill_spans(spans: Any, reach: Any, b: Any, T: Any, low: Any, high: Any) -> N
 
 
 @routine
+def split_spans(spans: Any, rules: Any, b: Any, sizes: Any) -> None:
+    """Cut those spans down to near keys, and put behind them, T further on, the spans of far keys, in their numbers."""
+    T, never, far, origin = sizes.T, sizes.S, rules.far, rules.origin[b]
+    for t in range(T):
+        first, last = spans[2 * t], spans[2 * t + 1]
+        position = t + rules.offset[b] - origin
+        own = position // far.block * far.block - far.left + origin
+        near = max(first, own)
+        spans[2 * t] = near if near < last else never
+        spans[2 * t + 1] = last if near < last else 0
+        begin, end = _far_before(far, first - origin), _far_before(far, min(last, own) - origin)
+        spans[2 * (T + t)] = begin if begin < end else far.total
+        spans[2 * (T + t) + 1] = end if begin < end else 0
+
+
+@routine
+def _far_before(far: Any, position: Any) -> Any:
+    """How many far keys come before a position."""
+    return min(max((position - far.first + far.step - 1) // far.step, 0), far.total)
+
+
+@routine
 def span_together(spans: Any, t: Any, queries: Any) -> Any:
     """Keys that any of some queries may attend to, and keys that all of them may: two intervals, as four numbers."""
     low, high = spans[2 * t], spans[2 * t + 1]
@@ -86,10 +108,15 @@ def allowed_cells(rules: Any, b: Any, h: Any, t: Any, queries: Any, j: Any, keys
 
 
 @routine
-def masked_part(rules: Any, b: Any, h: Any, t: Any, queries: Any, j: Any, keys: Any) -> Any:
-    """The first key and the number of keys of a tile without its empty ends, and whether they are to be masked."""
+def masked_part(rules: Any, b: Any, h: Any, t: Any, queries: Any, step: Any, j: Any, keys: Any) -> Any:
+    """The first key and the number of keys of a tile without its empty ends, and whether they are to be masked.
+
+    Only keys side by side are looked at.
+    """
     if not rules.mask.size:
         return j, keys, False
+    if step > 1:
+        return j, keys, True
     cells = allowed_cells(rules, b, h, t, queries, j, keys)
     if cells == 0:
         return j, 0, False
@@ -248,8 +275,28 @@ def draw_factors(
 
 @routine
 def keep_dbias(
-    w: Any, s: Any, ones: Any, dbias: Any, sizes: Any, b: Any, h: Any, t: Any, queries: Any, j: Any, keys: Any
+    w: Any,
+    s: Any,
+    ones: Any,
+    dbias: Any,
+    sizes: Any,
+    b: Any,
+    h: Any,
+    t: Any,
+    queries: Any,
+    key: Any,
+    step: Any,
+    keys: Any,
+    adds: Any,
 ) -> None:
-    """Write the gradient of the scores of a tile where it belongs in dbias, flat of (B, H, T, S)."""
-    at = ((b * sizes.H + h) * sizes.T + t) * sizes.S + j
-    from_lanes(w, s, 2 * lanes(w), dbias, at, sizes.S, queries, keys, w, ones)
+    """Write the gradient of the scores of a tile where it belongs in dbias, flat of (B, H, T, S), or add it.
+
+    Far keys of one query may be near ones of another in its tile, so that both of their tiles have the cell.
+    """
+    W, at = 2 * lanes(w), ((b * sizes.H + h) * sizes.T + t) * sizes.S + key
+    if not adds:
+        from_lanes(w, s, W, dbias, at, sizes.S, queries, keys, w, ones)
+    else:
+        for q in range(queries):
+            for i in range(keys):
+                dbias[at + q * sizes.S + i * step] += w[s + i * W + q]
