@@ -48,10 +48,8 @@ class MaskedTokens:
         if special.size and special.dtype.kind not in "iu":
             raise DTypeError(op, f"special_token_ids have dtype {special.dtype}, expected integers", "Pass their ids")
         size = whole(op, "vocab_size", vocab_size, 1)
-        all_special = [
-            *special.ravel().tolist(),
-            self.mask_token_id,
-        ]  # Python's integers: no kind of NumPy has them all
+        # Python's integers, since neither int64 nor uint64 holds all that may be given.
+        all_special = [*special.ravel().tolist(), self.mask_token_id]
         for token in all_special:
             if not 0 <= token < size:
                 problem = f"a special token is {token}, expected ids from 0 to {size - 1}"
