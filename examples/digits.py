@@ -1,9 +1,8 @@
 """Handwritten digits and a vision transformer, beside the nearest training image.
 
-    pip install "minitransformer[images]"
-    python examples/digits.py
-
-With --smoke it takes a few steps on digits drawn by the package itself, and needs nothing.
+pip install "minitransformer[images]"
+python examples/digits.py            # a few minutes on two cores
+python examples/digits.py --smoke    # seconds: a few steps on digits that the package draws, without the extra
 """
 
 from __future__ import annotations

@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from typing import Any, NamedTuple, SupportsFloat
 
 from minitransformer import random
 from minitransformer.bench.peer import Peer
 from minitransformer.checks import check_choice
-from minitransformer.data import TokenDataset, corpus, prepare
-from minitransformer.models import GPT, GPTConfig, Model, Transformer
+from minitransformer.data import MaskedTokens, TokenDataset, corpus, prepare
+from minitransformer.models import GPT, BERTConfig, BERTForMaskedLM, GPTConfig, Model, Transformer
 from minitransformer.threads import Workers, get_num_threads
 from minitransformer.training import TrainConfig, TrainStep, make_optimizer
 from minitransformer.training.step import Batch
 
-MODELS = ("gpt", "transformer")
+MODELS = ("gpt", "transformer", "bert")
 
 
 @dataclass(frozen=True)
 class Recipe:
     """A model of this shape on the characters of `corpus`, trained as `train` says; the defaults are nanoGPT's.
 
-    `model` is "gpt" for GPT-2, or "transformer": half of the layers read a window, the others write the next tokens.
+    `model` is "gpt" for GPT-2; "transformer": half of the layers read a window, the others write the next tokens; or
+    "bert": all fill gaps in a window.
     `train.threads` is not read here: both sides use `threads.get_num_threads()`.
     """
 
@@ -59,6 +60,9 @@ class Recipe:
         if self.model == "gpt":
             return GPT(GPTConfig(V, self.block_size, self.n_layer, self.n_head, self.n_embd))
         C, T, half = self.n_embd, self.block_size, self.n_layer // 2
+        if self.model == "bert":
+            config = BERTConfig(V + 1, C, self.n_layer, self.n_head, 4 * C, hidden_dropout_prob=0.0)
+            return BERTForMaskedLM(replace(config, max_position_embeddings=T))
         sizes = V + 1, C, self.n_head, 4 * C, T, T
         return Transformer(*sizes, 0.0, num_encoder_layers=half, num_decoder_layers=half)
 
@@ -66,12 +70,15 @@ class Recipe:
         """The batches that `Trainer` takes for step `step`, from 0."""
         first = step * self.train.grad_accumulation_steps
         numbers = range(first, first + self.train.grad_accumulation_steps)
-        return [self._adapted(data.batch(self.train.seed, number, self.train.batch_size)) for number in numbers]
-
-    def _adapted(self, batch: Batch) -> Batch:
-        if self.model == "gpt":
-            return batch
-        return {"input_ids": batch["input_ids"] + 1, "labels": batch["targets"] + 1}  # 0 is padding
+        drawn: Any = data
+        if self.model == "bert":
+            assert data.tokenizer is not None
+            V = data.tokenizer.vocab_size
+            drawn = MaskedTokens(data, vocab_size=V + 1, mask_token_id=V)
+        batches = [drawn.batch(self.train.seed, number, self.train.batch_size) for number in numbers]
+        if self.model == "transformer":  # 0 is padding
+            return [{"input_ids": batch["input_ids"] + 1, "labels": batch["targets"] + 1} for batch in batches]
+        return batches
 
     def validation_batches(self, data: TokenDataset) -> Iterator[Batch]:
         """The batches on which `Trainer` evaluates."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from minitransformer.errors import require
-from minitransformer.models import Transformer
+from minitransformer.models import BERTForMaskedLM, Transformer
 from minitransformer.training import TrainConfig
 from minitransformer.training.step import Batch
 
@@ -80,6 +80,62 @@ class TorchTransformer:
 
     def _embed(self, ids: Any, table: int) -> Any:
         return self._embedding(ids) * self._scale + self._tables[table][: ids.shape[1]]
+
+
+class TorchBERT:
+    """`BERTForMaskedLM` out of nn.TransformerEncoder."""
+
+    def __init__(self, model: BERTForMaskedLM) -> None:
+        self._torch = torch = require("torch", extra="peers", purpose="the PyTorch twin")
+        config, nn = model.config, torch.nn
+        C, V, eps = config.hidden_size, config.vocab_size, config.layer_norm_eps
+        layer = nn.TransformerEncoderLayer(
+            C,
+            config.num_attention_heads,
+            config.intermediate_size,
+            config.hidden_dropout_prob,
+            config.hidden_act,
+            eps,
+            batch_first=True,
+        )
+        self._layers = nn.TransformerEncoder(layer, config.num_hidden_layers, enable_nested_tensor=False)
+        parts = {
+            "word": nn.Embedding(V, C),
+            "position": nn.Embedding(config.max_position_embeddings, C),
+            "token_type": nn.Embedding(config.type_vocab_size, C),
+            "first_norm": nn.LayerNorm(C, eps),
+            "layers": self._layers,
+            "dense": nn.Linear(C, C),
+            "norm": nn.LayerNorm(C, eps),
+        }
+        self.module = nn.ModuleDict(parts)
+        self.module.register_parameter("bias", nn.Parameter(torch.zeros(V)))
+        dtype = model.bias.dtype
+        self.module.to(getattr(torch, str(dtype)))
+        embeddings = {"norm": "first_norm", **{name: name for name in ("word", "position", "token_type")}}
+        self.names = {"bias": "bias"}
+        for ours, theirs in embeddings.items():
+            for part in ("weight", "bias") if ours == "norm" else ("weight",):
+                self.names[f"encoder.embeddings.{ours}.{part}"] = f"{theirs}.{part}"
+        for name in ("dense", "norm"):
+            self.names |= {f"{name}.{part}": f"{name}.{part}" for part in ("weight", "bias")}
+        for n in range(config.num_hidden_layers):
+            for ours, theirs in layer_names(cross=False).items():
+                self.names[f"encoder.layers.{n}.{ours}"] = f"layers.layers.{n}.{theirs}"
+        load(self.module, self.names, model.state_dict())
+
+    def loss(self, batch: Batch) -> Any:
+        """Mean loss over the masked tokens: `input_ids` and `labels` (B, T), -100 where nothing is asked."""
+        torch, m = self._torch, self.module
+        ids, labels = torch.from_numpy(batch["input_ids"]), torch.from_numpy(batch["labels"])
+        x = m["word"](ids) + m["position"].weight[: ids.shape[1]] + m["token_type"].weight[0]
+        x = self._layers(m["first_norm"](x))
+        x = m["norm"](torch.nn.functional.gelu(m["dense"](x)))
+        logits = x @ m["word"].weight.T + m.bias
+        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
+
+
+TWINS: dict[str, Any] = {"transformer": TorchTransformer, "bert": TorchBERT}
 
 
 def load(module: Any, names: Mapping[str, str], weights: Mapping[str, np.ndarray]) -> None:

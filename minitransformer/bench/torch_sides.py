@@ -15,7 +15,7 @@ from minitransformer.bench.gemm import PRODUCTS, Rates, drawn, gflops
 from minitransformer.bench.harness import timed
 from minitransformer.bench.memory import peak_of
 from minitransformer.bench.recipe import Block, Recipe, time_steps
-from minitransformer.bench.torch_models import ModuleTrainer, TorchTransformer
+from minitransformer.bench.torch_models import TWINS, ModuleTrainer
 from minitransformer.bench.torch_twin import Decoder, HalfTwin, Twin, one_line
 from minitransformer.errors import ConfigError, require
 
@@ -38,7 +38,7 @@ class Train:
         if self._recipe.model == "gpt":
             self._twin = Twin(model.config, model.state_dict(), self._recipe.train, compiled=compiled)
         else:
-            self._twin = ModuleTrainer(TorchTransformer(model), self._recipe.train)
+            self._twin = ModuleTrainer(TWINS[self._recipe.model](model), self._recipe.train)
         if compiled:
             try:
                 self._twin.loss(self._recipe.batches(self._data, 0)[0]).backward()

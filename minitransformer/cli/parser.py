@@ -176,7 +176,7 @@ def _add_bench(places: Any) -> None:
     whats = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
     step = _add_measure(whats, "step", "one training step beside PyTorch's", "--json step.json")
     _add_shape(step)
-    _add_option(step, "--model", str, "gpt or transformer (default: gpt)", dest="recipe.model")
+    _add_option(step, "--model", str, "gpt, transformer or bert (default: gpt)", dest="recipe.model")
     for name, text in (("compile", "torch.compile too"), ("processes", "two PyTorch processes that share it")):
         step.add_argument(f"--torch-{name}", action="store_true", default=argparse.SUPPRESS, help=f"beside {text}")
     attention = _add_measure(whats, "attention", "attention beside torch's", "--rounds 5", seed=False)

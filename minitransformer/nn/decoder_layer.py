@@ -65,9 +65,11 @@ class DecoderLayer(Module):
         if cache is not None and not isinstance(cache, DecoderCache):
             problem = f"cache is {shown(cache)}, expected a DecoderCache"
             raise DTypeError("DecoderLayer", problem, "Make it with model.make_cache(batch_size)")
+        if memory is None:
+            raise DTypeError("DecoderLayer", "there is no memory to attend to", "Pass the encoder's output (B, S, C)")
         x = as_sequence("DecoderLayer", "x", x, self.d_model)
+        memory = as_sequence("DecoderLayer", "memory", memory, self.d_model)
         if cache is None and self.runs_by_hand(mask, memory_mask):
-            memory = as_sequence("DecoderLayer", "memory", memory, self.d_model)
             return self.by_hand(x, memory, mask, memory_mask, is_causal=is_causal)
         return self.composed(x, memory, mask, memory_mask, is_causal=is_causal, cache=cache, cache_layer=cache_layer)
 

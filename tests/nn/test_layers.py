@@ -326,6 +326,7 @@ REFUSED: list[tuple[Callable[[], Any], type[Exception], str]] = [
         RangeError,
         "MemoryCache: layer is 1, expected 0 to 0",
     ),
+    (lambda: nn.DecoderLayer(C, 2, 4)(None, None), DTypeError, "DecoderLayer: there is no memory to attend to. Pass"),
     (
         lambda: nn.DecoderLayer(C, 2, 4)(None, None, cache=small_cache()),
         DTypeError,
