@@ -1,8 +1,13 @@
-"""`minitransformer bench efficiency`: how time and memory of each kind of attention grow with the length."""
+"""`minitransformer bench efficiency`: how time and memory of each kind of attention grow with the length.
+
+Times are those that the processor spends on all threads: growth is what counts here, and other processes, which
+disturb a long call more than a short one, would bend it.
+"""
 
 from __future__ import annotations
 
 import math
+import time
 import tracemalloc
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -12,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from minitransformer.autograd import OPS
-from minitransformer.bench.harness import alternate, milliseconds, paced, publish, start, timed
+from minitransformer.bench.harness import alternate, milliseconds, paced, publish, start
 from minitransformer.bench.report import table
 from minitransformer.kernels.attention.problem import Sparse
 from minitransformer.ops.attention import make_problem
@@ -51,6 +56,16 @@ def passes(kind: str, T: int) -> Callable[[], object]:
     return lambda: attention.backward((dout, dlse), attention.forward(q, k, v, problem=problem)[1])
 
 
+def worked(work: Callable[[], object], count: int) -> list[float]:
+    """The seconds of processor time of each of `count` calls."""
+    seconds = []
+    for _ in range(count):
+        started = time.process_time()
+        work()
+        seconds.append(time.process_time() - started)
+    return seconds
+
+
 def peak(work: Callable[[], object]) -> int:
     """The most bytes that `work` has allocated at one time."""
     work()  # compiles
@@ -78,7 +93,7 @@ def run(
     facts = start("bench efficiency", plot_path, rounds=rounds)
     works = {(kind, T): passes(kind, T) for kind in KINDS for T in lengths}
     memory = {place: peak(work) for place, work in works.items()}
-    seconds = alternate("bench efficiency", {at: paced(partial(timed, work)) for at, work in works.items()}, rounds)
+    seconds = alternate("bench efficiency", {at: paced(partial(worked, work)) for at, work in works.items()}, rounds)
     long = [T for T in lengths if T >= FROM] or [*lengths]
     kinds: dict[str, Any] = {}
     for kind in KINDS:
@@ -119,7 +134,7 @@ def _text(figures: dict[str, Any], lengths: Sequence[int]) -> str:
         memory_rows.append([kind, *sizes, f"{of['memory_exponent']:.2f}"])
     return "\n".join(
         [
-            table(["ms, forward and backward", *names, "exponent", "over linear"], timed_rows),
+            table(["ms of processor", *names, "exponent", "over linear"], timed_rows),
             table(["MiB allocated", *names, "exponent"], memory_rows),
             f"exponents and growth from T = {figures['from']} on",
         ]
