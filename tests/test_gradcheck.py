@@ -39,7 +39,7 @@ RIGHT: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "pair": ((linear_forward, linear_backward), (normal(2, 3), normal(4, 3))),
     "linear": (nn.Linear(3, 4), (normal(2, 3, dtype="f4"),)),
     "attention": (nn.MultiHeadAttention(4, 2), (normal(1, 3, 4, dtype="f4"),)),
-    "decoder": (nn.DecoderLayer(4, 2, 6), (normal(1, 2, 4, dtype="f4"), normal(1, 3, 4, dtype="f4"))),
+    "decoder": (nn.DecoderLayer(2, 2, 3), (normal(1, 2, 2, dtype="f4"), normal(1, 3, 2, dtype="f4"))),
     "embedding": (nn.Embedding(5, 3), (np.array([[1, 4, 1]]),)),
     "dropout": (nn.Dropout(0.5), (normal(4, 4),)),
     "masked": (lambda q: F.scaled_dot_product_attention(q, q, q, np.tri(3, k=-1) > 0), (normal(1, 2, 3, 4),)),
