@@ -20,6 +20,7 @@ from minitransformer.autograd import OPS
 from minitransformer.bench.harness import alternate, milliseconds, paced, publish, start
 from minitransformer.bench.report import table
 from minitransformer.kernels.attention.problem import Sparse
+from minitransformer.memory import keep_freed_memory
 from minitransformer.ops.attention import make_problem
 
 LENGTHS = (1024, 2048, 4096, 8192)
@@ -91,6 +92,7 @@ def run(
     forward and backward allocate, gradients included, as tracemalloc sees it. Raises `ConfigError` for a count below 1.
     """
     facts = start("bench efficiency", plot_path, rounds=rounds)
+    keep_freed_memory()  # as a training does: page faults of large arrays would count as growth
     works = {(kind, T): passes(kind, T) for kind in KINDS for T in lengths}
     memory = {place: peak(work) for place, work in works.items()}
     seconds = alternate("bench efficiency", {at: paced(partial(worked, work)) for at, work in works.items()}, rounds)
