@@ -18,6 +18,7 @@ from small_bench import make_quick, small_recipe
 from minitransformer.bench import (
     attention,
     decode,
+    efficiency,
     recipe,
     report,
     scaling,
@@ -106,9 +107,13 @@ def test_a_picture_that_cannot_be_drawn_is_refused_first(
     assert isinstance(caught.value, MiniTransformerError)
 
 
-def test_picture(small: Recipe, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+Call = tuple[str, tuple[Any, ...], dict[str, Any]]
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
     """What is drawn, by a matplotlib that only notes it."""
-    drawn: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
+    calls: list[Call] = []
 
     class Note:
         def __init__(self, **options: Any) -> None:
@@ -116,7 +121,7 @@ def test_picture(small: Recipe, monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 
         def __getattr__(self, name: str) -> Callable[..., Any]:
             def note(*args: Any, **options: Any) -> Any:
-                drawn.append((name, args, options))
+                calls.append((name, args, options))
                 if name == "savefig":
                     args[0].write(b"a picture")
                 return self
@@ -127,6 +132,10 @@ def test_picture(small: Recipe, monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     module = types.ModuleType("matplotlib.figure")
     module.Figure = Note  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "matplotlib.figure", module)
+    return calls
+
+
+def test_picture(small: Recipe, drawn: list[Call], tmp_path: Path) -> None:
     path = tmp_path / "step.svg"
     figures = step.run(small, rounds=1, steps=1, plot_path=path)
     assert path.read_bytes() == b"a picture"
@@ -137,6 +146,18 @@ def test_picture(small: Recipe, monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert said["set_xlabel"] == ("ms",)
     assert said["supxlabel"] == (report.describe(figures["machine"]),)
     assert drawn[-1][2]["format"] == "svg"
+
+
+def test_curves(drawn: list[Call], tmp_path: Path) -> None:
+    figures = efficiency.run(rounds=1, lengths=(20, 40), plot_path=tmp_path / "efficiency.png")
+    assert (tmp_path / "efficiency.png").read_bytes() == b"a picture"
+    curves = [(options["label"], *args) for name, args, options in drawn if name == "loglog"]
+    kinds = figures["kinds"]
+    times = [(kind, [20, 40], [of["ms"]["20"]["median"], of["ms"]["40"]["median"]]) for kind, of in kinds.items()]
+    assert curves[: len(kinds)] == times
+    memory = [("", [20, 40], [of["bytes"]["20"] / 2**20, of["bytes"]["40"] / 2**20]) for of in kinds.values()]
+    assert curves[len(kinds) :] == memory
+    assert [args for name, args, _ in drawn if name == "set_title"] == [("ms of processor",), ("MiB allocated",)]
 
 
 def test_a_batch_that_two_cannot_share(small: Recipe) -> None:

@@ -53,6 +53,22 @@ def small(tmp_path: Path) -> Recipe:
     return small_recipe(tmp_path)
 
 
+@pytest.mark.parametrize("model", ["transformer", "bert"])
+def test_steps_of_other_models_beside_torchs_modules(model: str, small: Recipe) -> None:
+    figures = step.run(replace(small, model=model, n_layer=2), rounds=2, steps=4)
+    ours, theirs = (figures["sides"][name] for name in (OURS, TORCH))
+    assert list(figures["sides"]) == [OURS, TORCH] and "gemm" not in figures
+    for name in ("first_loss", "last_loss"):
+        assert ours[name] == pytest.approx(theirs[name], abs=1e-4)
+    assert ours["last_loss"] < ours["first_loss"]
+
+
+@pytest.mark.parametrize("option", ["torch_compile", "torch_processes"])
+def test_other_models_have_no_other_peers(option: str, small: Recipe) -> None:
+    with pytest.raises(ConfigError, match=r"^bench step: model is 'bert', expected 'gpt' for torch\.compile"):
+        step.run(replace(small, model="bert"), **{option: True})
+
+
 def test_step_beside_torch(small: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
     """The work of all sides is the same: some steps lead to the same loss, lower than the first."""
     figures = step.run(small, rounds=2, steps=4, torch_processes=True)

@@ -18,7 +18,7 @@ import numpy as np
 
 from minitransformer.autograd import OPS
 from minitransformer.bench.harness import alternate, milliseconds, paced, publish, start
-from minitransformer.bench.report import table
+from minitransformer.bench.report import curves, describe, table
 from minitransformer.kernels.attention.problem import Sparse
 from minitransformer.memory import keep_freed_memory
 from minitransformer.ops.attention import make_problem
@@ -116,9 +116,14 @@ def run(
         "from": long[0],
         "kinds": kinds,
     }
-    groups = {f"T{T}": {kind: of["ms"][str(T)] for kind, of in kinds.items()} for T in lengths}
-    text = _text(figures, lengths)
-    return publish(figures, text, groups=groups, json_path=json_path, plot_path=plot_path, compares=False)
+    publish(figures, _text(figures, lengths), groups={}, json_path=json_path, plot_path=None, compares=False)
+    if plot_path is not None:
+        panels = {
+            "ms of processor": {k: {T: of["ms"][str(T)]["median"] for T in lengths} for k, of in kinds.items()},
+            "MiB allocated": {k: {T: of["bytes"][str(T)] / MIB for T in lengths} for k, of in kinds.items()},
+        }
+        curves(Path(plot_path), panels, "T", describe(facts))
+    return figures
 
 
 def slope(lengths: Sequence[int], values: Sequence[float]) -> float:

@@ -117,6 +117,32 @@ def bars(path: Path, title: str, unit: str, groups: Mapping[str, Mapping[str, Sp
     axes.set_xlabel(unit)
     axes.set_title(title)
     figure.legend(loc="outside upper center", ncols=3, fontsize=8)
+    _save(figure, path, note)
+
+
+def curves(path: Path, panels: Mapping[str, Mapping[str, Mapping[int, float]]], label: str, note: str) -> None:
+    """A picture of `panels` side by side, one curve a side over the integers of `label`, all axes logarithmic.
+
+    So a power is a straight line, and its exponent the slope. Raises `MissingExtraError` without matplotlib.
+    """
+    figure_module: Any = require("matplotlib.figure", extra="plot", purpose="--plot")
+    figure = figure_module.Figure(figsize=(5 * len(panels), 5), layout="constrained")
+    for n, (title, sides) in enumerate(panels.items(), start=1):
+        axes = figure.add_subplot(1, len(panels), n)
+        for side, points in sides.items():
+            axes.loglog([*points], [*points.values()], marker="o", label=side if n == 1 else "")
+        places = list(next(iter(sides.values())))
+        axes.set_xticks(places, [f"{place:,}" for place in places], minor=False)
+        axes.minorticks_off()
+        axes.set_xlabel(label)
+        axes.set_title(title)
+        axes.grid(alpha=0.3)
+    figure.legend(loc="outside upper center", ncols=4, fontsize=8)
+    _save(figure, path, note)
+
+
+def _save(figure: Any, path: Path, note: str) -> None:
+    """Write the figure, with a note below it, in the format that the name says."""
     figure.supxlabel(note, fontsize=6)
     picture = BytesIO()
     figure.savefig(picture, format=path.suffix.removeprefix("."), dpi=150)

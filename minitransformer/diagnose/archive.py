@@ -17,7 +17,7 @@ from minitransformer.diagnose.bad_op import BadOp
 from minitransformer.diagnose.shrink import shrunk
 from minitransformer.errors import DataError, nearest
 from minitransformer.files import json_bytes, read_bytes, write_bytes
-from minitransformer.kernels.attention.problem import Problem
+from minitransformer.kernels.attention.problem import Problem, Sparse
 from minitransformer.ops.decoder_layer import DecoderOptions
 from minitransformer.ops.encoder_layer import EncoderOptions
 from minitransformer.ops.gpt_block import BlockOptions
@@ -31,7 +31,7 @@ _NOT_OURS = (
     *(LookupError, TypeError, ValueError, AttributeError),
 )
 _RECORDS: dict[str, Any] = {
-    record.__name__: record for record in (Problem, DrawKey, BlockOptions, EncoderOptions, DecoderOptions)
+    record.__name__: record for record in (Problem, Sparse, DrawKey, BlockOptions, EncoderOptions, DecoderOptions)
 }
 
 
@@ -117,8 +117,8 @@ def _encode(value: Any, arrays: dict[str, np.ndarray]) -> Any:
         return _encode(value.item(), arrays)
     if isinstance(value, np.dtype) or (isinstance(value, type) and issubclass(value, np.generic)):
         return ["dtype", np.dtype(value).str]
-    if isinstance(value, slice):
-        return ["slice", [_encode(part, arrays) for part in (value.start, value.stop, value.step)]]
+    if isinstance(value, (slice, range)):
+        return [type(value).__name__, [_encode(part, arrays) for part in (value.start, value.stop, value.step)]]
     if value is Ellipsis:
         return ["ellipsis", None]
     if type(value).__name__ in _RECORDS:
@@ -155,8 +155,8 @@ def _decode(value: Any, arrays: Mapping[str, np.ndarray]) -> Any:
         return arrays[content]
     if kind == "dtype":
         return np.dtype(str(content))
-    if kind == "slice":
-        return slice(*(_decode(part, arrays) for part in content))
+    if kind in ("slice", "range"):
+        return (slice if kind == "slice" else range)(*(_decode(part, arrays) for part in content))
     if kind == "ellipsis":
         return Ellipsis
     if kind in _RECORDS:

@@ -51,11 +51,10 @@ class BERTEncoder(Module):
                 config.intermediate_size,
                 config.hidden_dropout_prob,
                 activation=config.hidden_act,
+                layer_norm_eps=config.layer_norm_eps,
             )
             for _ in range(config.num_hidden_layers)
         ]
-        for layer in self.layers:
-            layer.norm1.eps = layer.norm2.eps = config.layer_norm_eps
 
     def forward(self, input_ids: Any, attention_mask: Any, token_type_ids: Any) -> tuple[Tensor, ...]:
         """The states (B, T, C) of all tokens: the embeddings, then what each layer made of them."""

@@ -33,12 +33,13 @@ class EncoderLayer(Module):
         *,
         norm_first: bool = False,
         activation: str = "relu",
+        layer_norm_eps: float = 1e-5,
     ) -> None:
         self.norm_first = check_flag("EncoderLayer", "norm_first", norm_first)
         self.d_model = d_model
         self.attn = MultiHeadAttention(d_model, num_heads, dropout_rate=dropout_rate)
         self.ffn = FeedForward(d_model, dff, dropout_rate, activation)
-        self.norm1, self.norm2 = LayerNorm(d_model), LayerNorm(d_model)
+        self.norm1, self.norm2 = LayerNorm(d_model, layer_norm_eps), LayerNorm(d_model, layer_norm_eps)
         self.dropout1, self.dropout2 = Dropout(dropout_rate), Dropout(dropout_rate)
 
     def forward(self, x: Tensor, mask: Any = None, **unexpected: Any) -> Tensor:

@@ -269,7 +269,7 @@ def _check_sparse(op: str, sparse: Any, B: int) -> Sparse:
     origin = _integers(op, "origin", origin)
     if origin.shape not in ((1,), (B,)):
         raise ShapeError(op, f"origin has shape {origin.shape}, expected (1,) or ({B},)", "Give one key per row")
-    if origin.size and abs(origin).max() > _MOST:
+    if ((origin < -_MOST) | (origin > _MOST)).any():
         raise RangeError(op, f"origin is {origin.tolist()}, expected at most 2**48", "Count keys from 0")
     return Sparse(far, left, block, origin)
 

@@ -80,7 +80,7 @@ class Trainer:
         first = self._resume() if resume else self._create()
         self.model.train()
         threads = config.threads or get_num_threads()
-        result, val_loss, step = StepResult(math.nan, math.nan), None, first
+        result, val_loss, step = StepResult(math.nan, math.nan, 0), None, first
         reason, stopped = "failed", "early stopping" if self._stale() else None
         with single_threaded_blas(), Workers(threads) as workers, _interrupts() as interrupted:
             train_step = TrainStep(self.model, self.optimizer, config, workers)
@@ -110,7 +110,7 @@ class Trainer:
                         better = val_loss < self._best
                         self._best = min(val_loss, self._best)
                         self._bad_evaluations = 0 if better else self._bad_evaluations + 1
-                    self._log(record, seconds)
+                    self._log(record, result.targets, seconds)
                     if self._stale():
                         stopped = "early stopping"
                     elif interrupted.is_set() and not last:
@@ -162,11 +162,8 @@ class Trainer:
             raise evaluation_failure(problem, self.model, batches(), step, self.config.out_dir)
         return loss
 
-    def _log(self, record: dict[str, Any], seconds: float) -> None:
-        tokens = (
-            self.config.batch_size * self.config.grad_accumulation_steps * getattr(self.train_data, "block_size", 1)
-        )
-        timing = {"step": record["step"], "seconds": seconds, "tokens_per_second": tokens / seconds}
+    def _log(self, record: dict[str, Any], targets: int, seconds: float) -> None:
+        timing = {"step": record["step"], "seconds": seconds, "tokens_per_second": targets / seconds}
         if self._run is not None:
             LogFile(self._run.path / "metrics.jsonl").append(record)
             LogFile(self._run.path / "timings.jsonl").append(timing)

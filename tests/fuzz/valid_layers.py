@@ -17,7 +17,9 @@ LAYERS: Lines = {
     "nn.Dropout.forward": lambda: layer(lambda: nn.Dropout(0.5), leaf(2, 3)),
     "nn.Embedding": lambda: call(nn.Embedding, 5, 4),
     "nn.Embedding.forward": lambda: layer(lambda: nn.Embedding(5, 4), ids(2, 3)),
-    "nn.EncoderLayer": lambda: call(nn.EncoderLayer, 4, 2, 8, 0.1, norm_first=False, activation="swiglu"),
+    "nn.EncoderLayer": lambda: call(
+        nn.EncoderLayer, 4, 2, 8, 0.1, norm_first=False, activation="swiglu", layer_norm_eps=1e-6
+    ),
     "nn.EncoderLayer.forward": lambda: layer(lambda: nn.EncoderLayer(4, 2, 8).eval(), leaf(2, 3, 4), bools(3, 3)),
     "nn.FeedForward": lambda: call(nn.FeedForward, 4, 8, 0.0, "relu", True),
     "nn.FeedForward.forward": lambda: layer(lambda: nn.FeedForward(4, 8), leaf(2, 4)),

@@ -13,7 +13,7 @@ from minitransformer import masks
 
 TENSORS: Lines = {
     # ---- functional -------------------------------------------------------------------------------
-    "functional.Sparse": lambda: call(F.Sparse, range(1, 9, 2), left=1, block=2, origin=np.array([0, 1])),
+    "functional.Sparse": lambda: call(F.Sparse, range(1, 9, 2), left=1, block=2),
     "functional.alibi_slopes": lambda: call(F.alibi_slopes, 6),
     "functional.apply_rope": lambda: call(F.apply_rope, leaf(2, 2, 3, 4), ids(3), base=100.0, layout="half"),
     "functional.concat": lambda: call(F.concat, (leaf(2, 3), leaf(2, 2)), 1),
