@@ -157,6 +157,10 @@ def test_nothing_of_the_size_of_all_scores_is_made(rule: F.Sparse) -> None:
             F.Sparse(range(3), origin=np.array([2**60])),
             f"origin is [{2**60}], expected at most 2**48. Count keys from 0.",
         ),
+        (
+            F.Sparse(range(3), origin=np.array([-(2**63)])),
+            f"origin is [{-(2**63)}], expected at most 2**48. Count keys from 0.",
+        ),
     ],
     ids=str,
 )
