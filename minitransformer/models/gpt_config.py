@@ -10,14 +10,15 @@ from minitransformer.errors import ConfigError
 from minitransformer.models.base import Config
 from minitransformer.ops.dropout import check_rate
 
+ATTENTION = ("full", "window", "global_window", "strided", "linear")
 _CHOICES = {
     "positions": ("learned", "sinusoidal", "rope", "alibi", None),
     "norm": ("layer", "rms"),
     "ffn": ("gelu", "relu", "swiglu"),
-    "attention": ("full", "window", "global_window", "strided", "linear"),
+    "attention": ATTENTION,
 }
 # Settings of single kinds of attention.
-_OF_ATTENTION = {"window": ("window", "global_window"), "n_global": ("global_window",), "stride": ("strided",)}
+OF_ATTENTION = {"window": ("window", "global_window"), "n_global": ("global_window",), "stride": ("strided",)}
 _SINKS = 4  # first tokens that every other one sees, as in Xiao et al. 2023
 _MOST = {"n_layer": 10_000}  # no model has more; the other sizes end at 2**31 - 1
 
@@ -65,7 +66,7 @@ class GPTConfig(Config):
 
     def __post_init__(self) -> None:
         sizes = ("vocab_size", "block_size", "n_layer", "n_head", "n_embd")
-        for name in (*sizes, "n_kv_head", "n_inner", *_OF_ATTENTION):
+        for name in (*sizes, "n_kv_head", "n_inner", *OF_ATTENTION):
             if name in sizes or getattr(self, name) is not None:
                 self.keep_size(name, _MOST.get(name, 2**31 - 1))
         object.__setattr__(self, "dropout", check_rate("GPTConfig", self.dropout))
@@ -92,9 +93,9 @@ class GPTConfig(Config):
                 "Change n_embd or n_head",
             )
         for name, default in (("n_global", _SINKS), ("stride", round(math.sqrt(self.block_size)))):
-            if self.attention in _OF_ATTENTION[name] and getattr(self, name) is None:
+            if self.attention in OF_ATTENTION[name] and getattr(self, name) is None:
                 object.__setattr__(self, name, default)
-        for name, kinds in _OF_ATTENTION.items():
+        for name, kinds in OF_ATTENTION.items():
             if (self.attention in kinds) != (getattr(self, name) is not None):
                 raise ConfigError(
                     "GPTConfig",

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from minitransformer.checks import check_choice, check_count, check_size
 from minitransformer.errors import ConfigError
 from minitransformer.models import GPTConfig
+from minitransformer.models.gpt_config import ATTENTION, OF_ATTENTION
 from minitransformer.testing.arrays import arrays
 
 
@@ -86,10 +87,16 @@ def _configs(draw: st.DrawFn, max_layers: int, max_width: int, fixed: dict[str, 
         width = n_head * even * draw(st.integers(1, max_width // (n_head * even)))
     else:
         n_head = drawn("n_head", st.sampled_from([n for n in range(1, width + 1) if width % (n * even) == 0]))
-    window = fixed.get("window")
-    attention = drawn("attention", st.sampled_from(["full", "window"])) if window is None else "window"
-    if attention == "window" and window is None:
-        window = draw(st.integers(1, 6))
+    given = [kinds for name, kinds in OF_ATTENTION.items() if fixed.get(name) is not None]
+    kinds = [kind for kind in ATTENTION if all(kind in others for others in given)]
+    if positions == "alibi" and "attention" not in fixed:
+        kinds.remove("linear")
+    attention = drawn("attention", st.sampled_from(kinds))
+    of_attention = {
+        name: draw(st.integers(1, 6))
+        for name, kinds in OF_ATTENTION.items()
+        if attention in kinds and name not in fixed
+    }
     options = {
         "vocab_size": drawn("vocab_size", st.integers(2, 12)),
         "block_size": drawn("block_size", st.integers(1, 8)),
@@ -104,7 +111,7 @@ def _configs(draw: st.DrawFn, max_layers: int, max_width: int, fixed: dict[str, 
         "norm": drawn("norm", st.sampled_from(["layer", "rms"])),
         "ffn": drawn("ffn", st.sampled_from(["gelu", "relu", "swiglu"])),
         "attention": attention,
-        "window": window,
+        **of_attention,
         "tie_weights": drawn("tie_weights", st.booleans()),
     }
     return GPTConfig(**(options | fixed))

@@ -281,8 +281,8 @@ def grouped_heads_not_summed(right: Any, douts: Any, saved: Any) -> Any:
     "through the values alone, and the model trains, only worse.",
     exercise="No shape, no number of the forward is wrong. At which level must gradients be checked?",
     solution="At the layer's: the gradient of `memory`, and of the rows of the packed weight that make keys, is wrong "
-    "or 0. A check of the attention op alone sees nothing.",
-    caught_by=["tests/nn/test_layers.py::test_gradients_of_decoder_layer_and_embedding"],
+    "or 0. A check of the attention op alone sees nothing. The layer by hand, which is right, says so too.",
+    caught_by=["tests/nn/test_layers_by_hand.py::test_drawn_layers"],
 )
 def cross_attention_keys_detached(right: Any, self: Any, query: Any, key: Any, value: Any) -> Any:
     q, k, v = right(self, query, key, value)
