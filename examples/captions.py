@@ -1,7 +1,7 @@
 """Teach a captioner to say which handwritten digits are where in an image, and in which order to read them.
 
 pip install "minitransformer[images]"   # the digits are in scikit-learn's package
-python examples/captions.py             # about three minutes on two cores
+python examples/captions.py             # about two minutes on two cores
 python examples/captions.py --smoke     # seconds, to see that it runs, with digits drawn in a font
 """
 

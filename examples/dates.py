@@ -61,7 +61,7 @@ def main() -> None:
     width = 32 if smoke else 128
     model = mt.Transformer(len(LETTERS) + 2, width, 4, 4 * width, LONGEST + 1, ANSWER, 0.0)
     config = mt.TrainConfig(
-        max_steps=20 if smoke else 1500,
+        max_steps=20 if smoke else 1000,
         batch_size=64,
         learning_rate=2e-3,
         schedule="noam",
