@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextvars import copy_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -54,6 +55,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--install-bug", metavar="NAME", help="run each test with this bug of the zoo in the package")
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks how many processes are asked for
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """The whole suite runs in two processes where pytest-xdist is installed, tests that are named in one.
+
+    Never a process that pytest-xdist has started, nor what a test starts in one: they would multiply.
+    """
+    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS and not config.option.usepdb
+    if whole and getattr(config.option, "numprocesses", 0) is None and "PYTEST_XDIST_WORKER" not in os.environ:
+        config.option.numprocesses, config.option.dist = 2, "worksteal"
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if "thorough" in config.option.markexpr:
         return
@@ -61,6 +73,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = [item for item in items if item not in thorough]
     config.hook.pytest_deselected(items=thorough)
     config.stash[LEFT_OUT] = len(thorough)
+    if hasattr(config, "workeroutput"):  # what a process of pytest-xdist tells the one that has started it
+        config.workeroutput["left out"] = len(thorough)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    node.config.stash[LEFT_OUT] = getattr(node, "workeroutput", {}).get("left out", 0)
 
 
 def pytest_collection_finish() -> None:

@@ -192,9 +192,9 @@ def test_memory(small: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 def test_peaks_are_seen() -> None:
     """An array that lives for a moment counts, what was there before does not."""
-    found = memory.peak_of(lambda: np.ones(20_000_000))  # 160 MB
+    found = memory.peak_of(lambda: np.ones(40_000_000))  # 320 MB
     again = memory.peak_of(lambda: None)
-    assert found["peak"] - found["before"] > 140_000_000
+    assert found["peak"] - found["before"] > 250_000_000  # some of it may be memory that was freed before
     assert again["peak"] - again["before"] < 20_000_000
 
 

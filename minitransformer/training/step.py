@@ -84,8 +84,7 @@ class TrainStep:
         Raises `NonFiniteError`, and updates nothing, if the loss or the gradient is not finite.
         """
         config = self.config
-        targets = self._targets(batches)
-        loss = self._accumulate(batches, step, targets)
+        loss = self._accumulate(batches, step)
         if not np.isfinite(loss):
             raise self._failure(f"the loss is {loss} at step {step + 1}", batches, step)
         data = self.optimizer.flat.data
@@ -101,11 +100,11 @@ class TrainStep:
         # One pass tells, unless the square overflows by itself.
         if not np.isfinite(kernel.squared_norm(data)) and (spoilt := self._first_bad(data)):
             raise NonFiniteError("train", f"the update of step {step + 1} {self._update(spoilt)}", LOWER_RATE)
-        return StepResult(float(loss), float(norm), targets)
+        return StepResult(float(loss), float(norm), self._targets(batches))
 
-    def _accumulate(self, batches: Sequence[Batch], step: int, targets: int) -> float:
+    def _accumulate(self, batches: Sequence[Batch], step: int) -> float:
         """Fill `gradient` with that of the mean loss over all targets of all batches; returns that loss."""
-        shards = self._shards(batches, targets)
+        shards = self._shards(batches)
         loss, total = 0.0, None
         for share, gradients in self.workers.run(partial(self._run, s, step) for s in shards):
             loss += share
@@ -121,7 +120,7 @@ class TrainStep:
 
     def gradient_error(self, batches: Sequence[Batch], step: int) -> float:
         """How far the gradient of the first shard is from the complex step, at the live weights: see `gradients`."""
-        shard = self._shards(batches, self._targets(batches))[0]
+        shard = self._shards(batches)[0]
 
         def compute() -> Tensor:
             with random.scope(self.config.seed, step, shard.first_row):
@@ -132,7 +131,8 @@ class TrainStep:
     def _targets(self, batches: Sequence[Batch]) -> int:
         return sum(self.model.num_targets(**batch) for batch in batches)
 
-    def _shards(self, batches: Sequence[Batch], targets: int) -> list[Shard]:
+    def _shards(self, batches: Sequence[Batch]) -> list[Shard]:
+        targets = self._targets(batches)
         shards, first = [], 0
         for batch in batches:
             for row, rows in cut(batch, self.config.shards):
@@ -155,7 +155,7 @@ class TrainStep:
 
         The same bits come out, so it need not be watched the first time.
         """
-        for shard in self._shards(batches, self._targets(batches)):
+        for shard in self._shards(batches):
             with random.scope(self.config.seed, step, shard.first_row):
                 bad = first_bad_op(partial(self._loss, shard), self.optimizer.flat.params, shard.weight)
             if bad is not None:

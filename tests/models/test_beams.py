@@ -14,6 +14,7 @@ from tiny import BLOCK, Given, V, gpt, token_ids
 
 from minitransformer.errors import ConfigError, NonFiniteError
 from minitransformer.generate import generate
+from minitransformer.generate.beams import Beams
 
 EOS = 1
 
@@ -88,6 +89,20 @@ def test_padding_on_the_left_changes_nothing() -> None:
     plain = model.generate(ids, **options)
     found = model.generate(padded, attention_mask=[[0, 0, 1, 1, 1]], **options)
     np.testing.assert_array_equal(found[:, 5:], plain[:, 3:])
+
+
+@given(few=st.integers(1, 4), n=st.integers(1, 5), penalty=st.sampled_from([0.0, 1.0, 2.0]), seed=st.integers(0, 200))
+def test_one_beam_is_greedy(few: int, n: int, penalty: float, seed: int) -> None:
+    """By the search itself, which `generate` does not ask for with one beam."""
+    model, search = Grammar(few, seed), Beams(1, 1, n, penalty, EOS)
+    ids = np.array([[3]])
+    for _ in range(n):
+        _, new, done = search.step(model(ids).logits.data[:, -1], ids[:, 1:])
+        ids = np.append(ids, new[:, None], axis=1)
+        if done.all():
+            break
+    greedy = generate(model, [[3]], max_new_tokens=n, eos_token_id=EOS)
+    np.testing.assert_array_equal(search.best(ids[:, 1:]), greedy[:, 1:])
 
 
 @given(seed=st.integers(0, 200))

@@ -131,7 +131,7 @@ def test_a_batch_without_targets_has_loss_and_gradient_zero() -> None:
     batch = rows_of(4, 0)
     batch["targets"][:] = -100
     result, gradient, _ = one_step(gpt(), [batch])
-    assert result == (0, 0)
+    assert result == (0, 0, 0)
     assert not gradient.any()
 
 
@@ -163,8 +163,8 @@ def test_l1_adds_the_sign_of_every_weight_with_two_dimensions() -> None:
 
 @pytest.mark.parametrize("limit", [0.05, 1e3, 0])
 def test_the_whole_gradient_is_clipped_by_its_norm(limit: float) -> None:
-    (loss, norm), plain, _ = one_step(gpt(), [rows_of(4, 0)])
-    (same_loss, same_norm), clipped, _ = one_step(gpt(), [rows_of(4, 0)], grad_clip=limit)
+    (loss, norm, _), plain, _ = one_step(gpt(), [rows_of(4, 0)])
+    (same_loss, same_norm, _), clipped, _ = one_step(gpt(), [rows_of(4, 0)], grad_clip=limit)
     assert (same_loss, same_norm) == (loss, norm)
     expected = plain * (limit / norm) if limit == 0.05 else plain
     np.testing.assert_allclose(clipped, expected, rtol=1e-6)
