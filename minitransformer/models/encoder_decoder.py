@@ -11,7 +11,7 @@ import numpy as np
 from minitransformer import functional as F
 from minitransformer import random
 from minitransformer.autograd import Tensor, no_grad
-from minitransformer.checks import check_size, shown
+from minitransformer.checks import check_size, is_integer
 from minitransformer.errors import ConfigError, DTypeError, RangeError, ShapeError
 from minitransformer.generate import generate
 from minitransformer.models.base import Model, ModelOutput
@@ -122,7 +122,7 @@ class EncoderDecoder(Model):
             ids = token_ids(op, "decoder_input_ids", decoder_input_ids)
         B, T = ids.shape
         past = 0 if cache is None else cache.length
-        self._check_decoder(ids, past, memory, wanted)
+        self._check_decoder("labels" if decoder_input_ids is None else "decoder_input_ids", ids, past, memory, wanted)
         real = real_tokens(op, decoder_attention_mask, B, past + T)
         logits = self.decoder(ids, memory, real, memory_mask, cache)  # (B, T, V)
         loss = None
@@ -130,13 +130,13 @@ class EncoderDecoder(Model):
             loss = F.cross_entropy(logits, wanted, label_smoothing=label_smoothing)
         return ModelOutput(loss=loss, logits=logits, cache=cache)
 
-    def _check_decoder(self, ids: np.ndarray, past: int, memory: Tensor, wanted: np.ndarray | None) -> None:
+    def _check_decoder(self, name: str, ids: np.ndarray, past: int, memory: Tensor, wanted: np.ndarray | None) -> None:
         op, (B, T), most = type(self).__name__, ids.shape, len(self.decoder.table)
         if memory.shape[0] != B:
-            problem = f"decoder_input_ids have {B} rows, expected {memory.shape[0]}, one for each row of the source"
+            problem = f"{name} have {B} rows, expected {memory.shape[0]}, one for each row of the source"
             raise ShapeError(op, problem, "Give source and target one batch size")
         if past + T > most:
-            problem = f"decoder_input_ids hold {past + T} tokens, expected at most output_seq_len {most}"
+            problem = f"{name} hold {past + T} tokens, expected at most output_seq_len {most}"
             raise RangeError(op, problem, "Shorten them, or make a model with a larger output_seq_len")
         if wanted is None:
             return
@@ -184,8 +184,8 @@ class EncoderDecoder(Model):
         if len(ids) != B:
             problem = f"decoder_input_ids have {len(ids)} rows, expected {B}, one for each row of the source"
             raise ShapeError(op, problem, "Give source and target one batch size")
-        asked = f"{ids.shape[1]} tokens and max_new_tokens {shown(max_new_tokens)}"
-        if isinstance(max_new_tokens, int) and ids.shape[1] + max_new_tokens > most:
+        if is_integer(max_new_tokens) and ids.shape[1] + max_new_tokens > most:
+            asked = f"{ids.shape[1]} tokens and max_new_tokens {int(max_new_tokens)}"
             problem = f"{asked} are too many, expected at most output_seq_len {most} together"
             raise RangeError(op, problem, "Ask for fewer, or make a model with a larger output_seq_len")
         return generate(Continuing(self, memory, memory_mask), ids, max_new_tokens=max_new_tokens, **options)
