@@ -134,6 +134,21 @@ class Given:
         return SimpleNamespace(logits=SimpleNamespace(data=np.array(logits, float)[:, None]))
 
 
+class Listener:
+    """A streamer that keeps what it receives."""
+
+    def __init__(self) -> None:
+        self.received: list[np.ndarray] = []
+        self.ended = 0
+
+    def put(self, ids: np.ndarray) -> None:
+        assert not self.ended
+        self.received.append(ids)
+
+    def end(self) -> None:
+        self.ended += 1
+
+
 def trained(callbacks: Sequence[Any] = (), *, judged: bool = True, **settings: Any) -> tuple[mt.Trainer, TrainResult]:
     """A trainer and the result of its training."""
     trainer = mt.Trainer(fresh_gpt(), train_config(**settings), dataset(), dataset(1) if judged else None, callbacks)

@@ -12,8 +12,9 @@ import numpy as np
 from minitransformer.autograd import Tensor
 from minitransformer.checkpoint import pack_arrays, unpack_arrays
 from minitransformer.checks import check_size
-from minitransformer.errors import CheckpointError, ConfigError, nearest
+from minitransformer.errors import AllocationError, CheckpointError, ConfigError, nearest
 from minitransformer.files import json_bytes, make_folders, refusals_of_the_system, write_bytes
+from minitransformer.memory import total_memory
 from minitransformer.nn.kv_cache import DecoderCache, KVCache
 from minitransformer.nn.linear_attention import StateCache
 from minitransformer.nn.module import Module
@@ -50,6 +51,14 @@ class Config:
         if value > most:
             raise ConfigError(op, f"{name} is {value}, expected at most {most}", "Pass a smaller number")
         object.__setattr__(self, name, int(value))
+
+
+def check_memory(op: str, num_parameters: int, fix: str, size_of_tables: int = 0) -> None:
+    """`AllocationError` for a model whose float32 parameters, with tables of so many bytes, exceed the memory."""
+    size, there = 4 * num_parameters + size_of_tables, total_memory()
+    if there is not None and size > there:
+        problem = f"{num_parameters:,} parameters need {size / 1e9:,.1f} GB, there are {there / 1e9:,.1f} GB"
+        raise AllocationError(op, problem, fix)
 
 
 class Model(Module):

@@ -6,12 +6,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from minitransformer.autograd import Tensor
-from minitransformer.checks import check_count, check_flag, check_size, shown
-from minitransformer.errors import ConfigError, DTypeError
+from minitransformer.checks import shown
+from minitransformer.errors import DTypeError
 from minitransformer.models.base import Config, ModelOutput
-from minitransformer.models.encoder_decoder import Decoder, EncoderDecoder, scaled_embedding, without_dropout
+from minitransformer.models.encoder_decoder import (
+    Decoder,
+    EncoderDecoder,
+    check_decoder,
+    scaled_embedding,
+    without_dropout,
+)
 from minitransformer.models.vision import VisionConfig, VisionEncoder
-from minitransformer.ops.dropout import check_rate
 
 
 @dataclass(frozen=True)
@@ -38,17 +43,11 @@ class CaptionerConfig(Config):
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "output_seq_len", "num_decoder_layers"):
-            check_size("CaptionerConfig", **{name: getattr(self, name)})
-            object.__setattr__(self, name, int(getattr(self, name)))  # a NumPy integer has no JSON
-        object.__setattr__(self, "dropout_rate", check_rate("CaptionerConfig", self.dropout_rate))
-        object.__setattr__(self, "pad_id", int(check_count("CaptionerConfig", "pad_id", self.pad_id)))
-        check_flag("CaptionerConfig", "tie_embeddings", self.tie_embeddings)
+            self.keep_size(name)
+        check_decoder(self)
         vision = self.vision  # checks the others
         for name, field in (("d_model", "hidden_size"), ("num_heads", "num_attention_heads")):
             object.__setattr__(self, name, getattr(vision, field))
-        if self.pad_id >= self.vocab_size:
-            problem = f"pad_id is {self.pad_id}, expected less than vocab_size {self.vocab_size}"
-            raise ConfigError("CaptionerConfig", problem, "Keep one token of the vocabulary for padding")
 
     @property
     def vision(self) -> VisionConfig:

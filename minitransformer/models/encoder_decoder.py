@@ -11,7 +11,7 @@ import numpy as np
 from minitransformer import functional as F
 from minitransformer import random
 from minitransformer.autograd import Tensor, no_grad
-from minitransformer.checks import check_size, is_integer
+from minitransformer.checks import check_count, check_flag, check_size, is_integer
 from minitransformer.errors import ConfigError, DTypeError, RangeError, ShapeError
 from minitransformer.generate import generate
 from minitransformer.models.base import Model, ModelOutput
@@ -22,9 +22,21 @@ from minitransformer.nn.embedding import Embedding
 from minitransformer.nn.kv_cache import DecoderCache, KVCache
 from minitransformer.nn.linear import Linear
 from minitransformer.nn.module import Module
+from minitransformer.ops.dropout import check_rate
 from minitransformer.ops.loss import check_targets
 
 IGNORED = -100
+
+
+def check_decoder(config: Any) -> None:
+    """Keep `dropout_rate`, `pad_id` and `tie_embeddings` of a config with a `vocab_size`, or raise `ConfigError`."""
+    op = type(config).__name__
+    object.__setattr__(config, "dropout_rate", check_rate(op, config.dropout_rate))
+    object.__setattr__(config, "pad_id", int(check_count(op, "pad_id", config.pad_id)))
+    check_flag(op, "tie_embeddings", config.tie_embeddings)
+    if config.pad_id >= config.vocab_size:
+        problem = f"pad_id is {config.pad_id}, expected less than vocab_size {config.vocab_size}"
+        raise ConfigError(op, problem, "Keep one token of the vocabulary for padding")
 
 
 class Decoder(Module):

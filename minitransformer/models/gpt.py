@@ -11,11 +11,10 @@ from minitransformer import functional as F
 from minitransformer import random
 from minitransformer.autograd import Tensor, is_grad_enabled
 from minitransformer.checks import check_size, shown
-from minitransformer.errors import AllocationError, ConfigError, DTypeError, RangeError
+from minitransformer.errors import ConfigError, DTypeError, RangeError
 from minitransformer.generate import generate
 from minitransformer.kernels.attention.problem import Problem
-from minitransformer.memory import total_memory
-from minitransformer.models.base import Model, ModelOutput
+from minitransformer.models.base import Model, ModelOutput, check_memory
 from minitransformer.models.gpt_block import GPTBlock, norm_of
 from minitransformer.models.gpt_config import GPTConfig
 from minitransformer.models.gpt_step import Steps, can_step
@@ -43,12 +42,9 @@ class GPT(Model):
     def __init__(self, config: GPTConfig) -> None:
         if not isinstance(config, GPTConfig):
             raise DTypeError("GPT", f"config is {shown(config)}, expected a GPTConfig", "Pass mt.GPTConfig(...)")
-        size, there = 4 * config.num_parameters, total_memory()
-        if config.positions == "sinusoidal":
-            size += 8 * config.block_size * config.n_embd
-        if there is not None and size > there:
-            problem = f"{config.num_parameters:,} parameters need {size / 1e9:,.1f} GB, there are {there / 1e9:,.1f} GB"
-            raise AllocationError("GPT", problem, "Make vocab_size, block_size, n_layer or n_embd smaller")
+        sinusoids = 8 * config.block_size * config.n_embd if config.positions == "sinusoidal" else 0
+        fix = "Make vocab_size, block_size, n_layer or n_embd smaller"
+        check_memory("GPT", config.num_parameters, fix, sinusoids)
         self.config = config
         self.wte = Embedding(config.vocab_size, config.n_embd)
         if config.positions == "learned":

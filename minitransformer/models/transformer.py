@@ -9,14 +9,19 @@ import numpy as np
 
 from minitransformer import functional as F
 from minitransformer.autograd import Tensor
-from minitransformer.checks import check_count, check_flag, check_size
 from minitransformer.errors import ConfigError, RangeError
 from minitransformer.models.base import Config, ModelOutput
-from minitransformer.models.encoder_decoder import Decoder, EncoderDecoder, embed, scaled_embedding, without_dropout
+from minitransformer.models.encoder_decoder import (
+    Decoder,
+    EncoderDecoder,
+    check_decoder,
+    embed,
+    scaled_embedding,
+    without_dropout,
+)
 from minitransformer.models.inputs import real_tokens, token_ids
 from minitransformer.nn.dropout import Dropout
 from minitransformer.nn.encoder_layer import EncoderLayer
-from minitransformer.ops.dropout import check_rate
 
 
 @dataclass(frozen=True)
@@ -38,17 +43,11 @@ class TransformerConfig(Config):
     def __post_init__(self) -> None:
         sizes = ("vocab_size", "d_model", "num_heads", "dff", "input_seq_len", "output_seq_len")
         for name in (*sizes, "num_encoder_layers", "num_decoder_layers"):
-            check_size("Transformer", **{name: getattr(self, name)})
-            object.__setattr__(self, name, int(getattr(self, name)))  # a NumPy integer has no JSON
-        object.__setattr__(self, "dropout_rate", check_rate("Transformer", self.dropout_rate))
-        object.__setattr__(self, "pad_id", int(check_count("Transformer", "pad_id", self.pad_id)))
-        check_flag("Transformer", "tie_embeddings", self.tie_embeddings)
+            self.keep_size(name)
+        check_decoder(self)
         if self.d_model % self.num_heads:
             problem = f"d_model {self.d_model} is not divisible by num_heads {self.num_heads}"
-            raise ConfigError("Transformer", problem, "Choose a number of heads that divides the width")
-        if self.pad_id >= self.vocab_size:
-            problem = f"pad_id is {self.pad_id}, expected less than vocab_size {self.vocab_size}"
-            raise ConfigError("Transformer", problem, "Keep one token of the vocabulary for padding")
+            raise ConfigError("TransformerConfig", problem, "Choose a number of heads that divides the width")
 
 
 class Transformer(EncoderDecoder):

@@ -11,9 +11,8 @@ from minitransformer import functional as F
 from minitransformer import random
 from minitransformer.autograd import Tensor, as_array
 from minitransformer.checks import check_choice, shown
-from minitransformer.errors import AllocationError, ConfigError, DTypeError, ShapeError
-from minitransformer.memory import total_memory
-from minitransformer.models.base import Config, Model, ModelOutput
+from minitransformer.errors import ConfigError, DTypeError, ShapeError
+from minitransformer.models.base import Config, Model, ModelOutput, check_memory
 from minitransformer.nn.dropout import Dropout
 from minitransformer.nn.encoder_layer import EncoderLayer
 from minitransformer.nn.linear import Linear, parameter
@@ -125,10 +124,8 @@ class VisionTransformer(Model):
         if not isinstance(config, VisionConfig):
             problem = f"config is {shown(config)}, expected a VisionConfig"
             raise DTypeError("VisionTransformer", problem, "Pass mt.VisionConfig(...)")
-        size, there = 4 * config.num_parameters, total_memory()
-        if there is not None and size > there:
-            problem = f"{config.num_parameters:,} parameters need {size / 1e9:,.1f} GB, there are {there / 1e9:,.1f} GB"
-            raise AllocationError("VisionTransformer", problem, "Make hidden_size or num_hidden_layers smaller")
+        fix = "Make hidden_size or num_hidden_layers smaller"
+        check_memory("VisionTransformer", config.num_parameters, fix)
         self.config = config
         self.encoder = VisionEncoder(config)
         self.head = Linear(config.hidden_size, config.num_labels)

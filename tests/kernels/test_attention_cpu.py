@@ -301,16 +301,6 @@ def test_masks_are_true_infinities() -> None:
     assert out.item() == 1 and lse.item() == np.float32(-3e38)
 
 
-def a_score_mod(score: Any, b: Any, h: Any, q: Any, k: Any) -> Any:
-    return score - 0.1 * (q - k) ** 2
-
-
-def test_a_score_mod_is_served() -> None:
-    given_ = arrays(1, 2, 1, 5, 6, 3, 2)
-    problem = Problem(1.0, ZERO, score_mod=a_score_mod)
-    assert_close(both(cpu, given_, None, problem), both(reference, given_, None, problem))
-
-
 def test_no_scores_are_kept() -> None:
     """Scratch memory is a few tiles, whatever the length."""
     from minitransformer.kernels.attention import forward

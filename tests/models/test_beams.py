@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import BLOCK, Given, V, gpt, token_ids
+from tiny import BLOCK, Given, Listener, V, gpt, token_ids
 
 from minitransformer.errors import ConfigError, NonFiniteError
 from minitransformer.generate import generate
@@ -121,18 +121,6 @@ def test_a_longer_answer_wins_by_the_penalty() -> None:
     options = {"max_new_tokens": 2, "num_beams": 2, "eos_token_id": EOS}
     assert generate(model, [[0]], length_penalty=0.0, **options).tolist() == [[0, 1]]
     assert generate(model, [[0]], length_penalty=2.0, **options).tolist() == [[0, 0, 1]]
-
-
-class Listener:
-    def __init__(self) -> None:
-        self.received: list[list[int]] = []
-        self.ended = False
-
-    def put(self, ids: np.ndarray) -> None:
-        self.received.append(ids.tolist())
-
-    def end(self) -> None:
-        self.ended = True
 
 
 def test_a_streamer_gets_what_is_returned() -> None:

@@ -129,9 +129,9 @@ def test_a_model_larger_than_the_memory_is_refused_before_it_is_made(
     config = mt.GPTConfig(**{**SHAPE, "positions": "sinusoidal"})
     needed = 4 * config.num_parameters + 8 * config.block_size * config.n_embd
     for there in (needed, None):
-        monkeypatch.setattr("minitransformer.models.gpt.total_memory", lambda there=there: there)
+        monkeypatch.setattr("minitransformer.models.base.total_memory", lambda there=there: there)
         mt.GPT(config)
-    monkeypatch.setattr("minitransformer.models.gpt.total_memory", lambda: needed - 1)
+    monkeypatch.setattr("minitransformer.models.base.total_memory", lambda: needed - 1)
     with pytest.raises(AllocationError) as caught:
         mt.GPT(config)
     assert str(caught.value) == (

@@ -190,9 +190,9 @@ def test_a_model_larger_than_the_memory_is_refused_before_it_is_made(monkeypatch
     with pytest.raises(AllocationError, match=r"^VisionTransformer: \d[\d,]+ parameters need \d[\d,]+\.\d GB, there"):
         mt.VisionTransformer(mt.VisionConfig(hidden_size=2**31 - 1, num_attention_heads=1))
     config = mt.VisionConfig(**SHAPE)
-    monkeypatch.setattr("minitransformer.models.vision.total_memory", lambda: 4 * config.num_parameters)
+    monkeypatch.setattr("minitransformer.models.base.total_memory", lambda: 4 * config.num_parameters)
     mt.VisionTransformer(config)
-    monkeypatch.setattr("minitransformer.models.vision.total_memory", lambda: 4 * config.num_parameters - 1)
+    monkeypatch.setattr("minitransformer.models.base.total_memory", lambda: 4 * config.num_parameters - 1)
     with pytest.raises(AllocationError) as caught:
         mt.VisionTransformer(config)
     assert str(caught.value) == (
