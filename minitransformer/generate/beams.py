@@ -51,7 +51,6 @@ class Beams:
         with np.errstate(invalid="ignore"):
             reachable = self.scores.max(axis=1) / max(float(self.most) ** self.penalty, float(n) ** self.penalty)
         over = (self.scores.max(axis=1) == -np.inf) | (reachable <= self.best_scores)
-        self.scores[over] = -np.inf
         return came_from.reshape(-1), token.reshape(-1), np.repeat(over, N)
 
     def best(self, ids: np.ndarray) -> np.ndarray:
