@@ -2,8 +2,8 @@
 
 Kernels take arrays and return arrays. A family is a folder with one module per implementation, all
 with the same functions: `reference.py` in NumPy (the specification, complex-clean) and, where it is worth
-it, `cpu.py` in Numba. The array decides: complex arrays are served by the reference, all others by the
-first in `FAMILIES`. `use_backend` overrides that for tests and study.
+it, `cpu.py` in Numba and `cuda.py` in numba.cuda. The array decides: complex arrays are served by the reference,
+those on a GPU by `cuda.py`, all others by the first in `FAMILIES`. `use_backend` overrides that for tests and study.
 """
 
 from __future__ import annotations
@@ -65,8 +65,11 @@ def serve(family: str, *arrays: np.ndarray) -> ModuleType:
     if (used := _used.get()) is not None:
         used.add(family)
     name = _backend.get() or implementations[0]
-    if any(array.dtype.kind == "c" for array in arrays):
-        name = "reference"  # complex numbers exist for the complex-step check alone
+    for array in arrays:
+        if not isinstance(array, np.ndarray):
+            name = "cuda"  # nothing else can read it
+        elif array.dtype.kind == "c":
+            name = "reference"  # complex numbers exist for the complex-step check alone
     if name not in implementations:
         raise ConfigError(
             family,
