@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from minitransformer.autograd import as_array
+from minitransformer.autograd import as_host
 from minitransformer.checks import is_integer, shown
 from minitransformer.errors import DTypeError, MaskError, RangeError, ShapeError
 from minitransformer.kernels.attention.mods import evaluate_mask, evaluate_mask_at
@@ -160,7 +160,7 @@ def window(left: int | None, right: int | None, align: str | None = None) -> Mas
 
 def padding(attention_mask: Any) -> Mask:
     """Real tokens may be attended: bool or 0/1 integers (B, S), 1 = real, as Hugging Face has them."""
-    array = np.asarray(as_array("padding", attention_mask))
+    array = as_host("padding", attention_mask)
     if array.dtype.kind not in "biu":
         raise DTypeError("padding", f"got {array.dtype}, expected bool or integers, 1 = real token", _CONVERT)
     if array.ndim != 2:
@@ -235,7 +235,7 @@ def strided(block: int, stride: int, align: str | None = None) -> Mask:
 
 def dense(array: Any) -> Mask:
     """A bool array that broadcasts to (B, H, T, S). The one mask that holds a matrix."""
-    given = np.asarray(as_array("dense", array))
+    given = as_host("dense", array)
     if given.dtype != bool:
         raise DTypeError("dense", f"got {given.dtype}, expected bool, True = may attend", _CONVERT)
     if given.ndim > 4:
@@ -330,7 +330,7 @@ def _inside(op: str, name: str, index: Any, size: int | None) -> int:
 
 
 def _integers(op: str, ids: Any, *shapes: str) -> np.ndarray:
-    array = np.asarray(as_array(op, ids))
+    array = as_host(op, ids)
     if array.size and array.dtype.kind not in "iu":
         raise DTypeError(op, f"ids have dtype {array.dtype}, expected integers", "Use array.astype(int)")
     if not 1 <= array.ndim <= len(shapes):

@@ -19,7 +19,8 @@ _CGROUPS = Path("/sys/fs/cgroup")
 
 def owner_of(array: np.ndarray) -> np.ndarray:
     """The array whose memory `array` looks into."""
-    while isinstance(array.base, np.ndarray):
+    kind = np.ndarray if isinstance(array, np.ndarray) else type(array)
+    while isinstance(array.base, kind):
         array = array.base
     return array
 

@@ -6,9 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
-from minitransformer.autograd import as_array
+from minitransformer.autograd import as_host
 from minitransformer.checks import check_count, check_number, shown
 from minitransformer.errors import DataError, DTypeError, ShapeError
 
@@ -41,7 +39,7 @@ def accuracy(predictions: Any, targets: Any) -> float:
     `ShapeError` for shapes that differ, `DataError` if no target counts.
     """
     given = {"predictions": predictions, "targets": targets}
-    found, wanted = (np.asarray(as_array("accuracy", array)) for array in given.values())
+    found, wanted = (as_host("accuracy", array) for array in given.values())
     for name, array in zip(given, (found, wanted), strict=True):
         if array.dtype.kind not in "iu":
             problem = f"{name} have dtype {array.dtype}, expected integers"

@@ -19,6 +19,7 @@ from minitransformer.errors import (
     RangeError,
     ShapeError,
 )
+from minitransformer.kernels.gpu.arrays import DEVICES, check_device, device_of, is_array, on_device, plain, to_host
 
 recording: ContextVar[bool] = ContextVar("minitransformer_recording", default=True)
 checksums: ContextVar[bool] = ContextVar("minitransformer_checksums", default=False)
@@ -104,12 +105,12 @@ def as_array(op: str, x: Any) -> Any:
             ) from None
     if isinstance(x, np.ma.MaskedArray):
         raise DTypeError(op, "got a masked array, whose mask would be lost", "Fill it first: array.filled(value)")
-    if not isinstance(x, np.ndarray):
+    if not is_array(x):
         if hasattr(x, "__cuda_array_interface__"):
             raise DeviceError(
                 op,
-                f"got a {type(x).__module__}.{type(x).__name__} on a GPU, expected arrays on 'cpu'",
-                "Copy it to the host first",
+                f"got a {type(x).__module__}.{type(x).__name__} on a GPU, expected an array of NumPy or CuPy",
+                "Convert it: cupy.asarray(x)",
             )
         raise DTypeError(
             op,
@@ -122,15 +123,22 @@ def as_array(op: str, x: Any) -> Any:
             f"got dtype {x.dtype}, expected float32, float64, an integer, bool or complex",
             "Convert it with array.astype(...)",
         )
+    if on_device(x):
+        return x
     x = np.asarray(x)  # subclasses such as np.matrix change what operators mean
     return x if x.dtype.isnative else x.astype(x.dtype.newbyteorder("="))
+
+
+def as_host(op: str, x: Any) -> np.ndarray:
+    """`as_array` on the host, for ids, masks, lengths and labels, which are checked there before they are used."""
+    return to_host(plain(as_array(op, x)))
 
 
 def too_large(op: str, error: MemoryError, arrays: Iterable[Any]) -> AllocationError:
     """`error`, which says how much was asked for, with the op and the shapes that led to it."""
     if isinstance(error, AllocationError):
         return error
-    shapes = ", ".join(str(array.shape) for array in arrays if isinstance(array, np.ndarray))
+    shapes = ", ".join(str(array.shape) for array in arrays if is_array(array))
     problem = f"there is too little memory: {str(error) or 'no details'}; shapes given: {shapes or 'none'}"
     return AllocationError(op, problem, "Make the batch, the sequence or the model smaller")
 
@@ -158,25 +166,25 @@ def cast(op: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
         return array.astype(dtype)
 
 
-def check_device(op: str, device: str | None) -> None:
-    """`DeviceError` unless `device` is one this version has."""
-    if device is not None and not (isinstance(device, str) and device == "cpu"):
-        raise DeviceError(op, f"device {shown(device)} is not available in this version, expected 'cpu'", "Use 'cpu'")
-
-
 def check_arrays(op: str, **arrays: Any) -> None:
     """`DTypeError` unless every value is an array: numbers and None are taken only where they make sense."""
     for name, array in arrays.items():
-        if not isinstance(array, np.ndarray):
+        if not is_array(array):
             raise DTypeError(op, f"{name} is {shown(array)}, expected an array", "Convert it with mt.tensor(x)")
 
 
-def dtype_named(target: Any) -> np.dtype | None:
-    """The dtype that `to(target)` asks for; None if `target` is the device where everything is already."""
-    if isinstance(target, str) and target.split(":")[0] in ("cpu", "cuda"):
-        check_device("to", target)
-        return None
-    return check_dtype("to", target, "neither a device nor a dtype", "Pass 'cpu', 'float32' or 'float64'")
+def target_named(target: Any) -> str | np.dtype:
+    """The device or the dtype that `to(target)` asks for."""
+    if isinstance(target, str) and target.split(":")[0] in DEVICES:
+        return check_device("to", target)
+    return check_dtype("to", target, "neither a device nor a dtype", "Pass 'cpu', 'cuda', 'float32' or 'float64'")
+
+
+def check_same_device(op: str, name: str, array: Any, expected: str) -> None:
+    """`DeviceError` unless `array` is on the device `expected`."""
+    if device_of(array) != expected:
+        problem = f"{name} is on {device_of(array)!r}, the other arrays on {expected!r}"
+        raise DeviceError(op, problem, "Move it: t.to(device)")
 
 
 def check_axis(op: str, dim: Any, ndim: int) -> int:

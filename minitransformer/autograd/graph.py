@@ -8,9 +8,18 @@ from zlib import crc32
 
 import numpy as np
 
-from minitransformer.autograd.base import TensorBase, as_array, cast, checksums, too_large, watching
+from minitransformer.autograd.base import (
+    TensorBase,
+    as_array,
+    cast,
+    check_same_device,
+    checksums,
+    too_large,
+    watching,
+)
 from minitransformer.checks import check_flag, shown
 from minitransformer.errors import DTypeError, GradientError, ShapeError
+from minitransformer.kernels.gpu.arrays import device_of, is_array, plain, to_host
 from minitransformer.memory import owner_of
 
 _FREED = object()
@@ -69,8 +78,9 @@ class Node:
             )
         if not keep:
             self.saved = _FREED
+        given = next(dout for dout in douts if dout is not None)
         filled = tuple(
-            np.zeros(shape, dtype) if dout is None else dout
+            np.zeros_like(given, dtype, shape=shape) if dout is None else dout
             for dout, (shape, dtype) in zip(douts, self.outputs, strict=True)
         )
         try:
@@ -94,15 +104,15 @@ def _arrays(saved: Any) -> list[np.ndarray]:
     found = []
     fields = [*saved] if isinstance(saved, tuple) else [saved]
     for field in fields:  # which grow meanwhile
-        if isinstance(field, np.ndarray):
-            found.append(field)
-        elif isinstance(field, tuple):
+        if isinstance(field, tuple):
             fields += field
+        elif is_array(field):
+            found.append(field)
     return found
 
 
 def _checksum(array: np.ndarray) -> int:
-    return crc32(array.tobytes())
+    return crc32(to_host(array).tobytes())
 
 
 def _check_upstream(t: TensorBase, gradient: Any) -> np.ndarray:
@@ -121,7 +131,8 @@ def _check_upstream(t: TensorBase, gradient: Any) -> np.ndarray:
                 "Reduce it first (.sum(), .mean()), or pass gradient= of the same shape",
             )
         return np.ones_like(t._data)
-    gradient = np.asarray(as_array("backward", gradient))
+    gradient = plain(as_array("backward", gradient))
+    check_same_device("backward", "gradient", gradient, device_of(t._data))
     if gradient.shape != t._data.shape:
         raise ShapeError(
             "backward",
@@ -164,11 +175,11 @@ def differentiate(
         if isinstance(parent, TensorBase):
             if wanted_leaves is None or id(parent) in wanted_leaves:
                 entry = leaves.setdefault(id(parent), [parent, None])
-                entry[1] = gradient if entry[1] is None else np.asarray(entry[1] + gradient)
+                entry[1] = gradient if entry[1] is None else plain(entry[1] + gradient)
         else:
             node, index = parent
             slots = pending.setdefault(id(node), [None] * len(node.outputs))
-            slots[index] = gradient if slots[index] is None else np.asarray(slots[index] + gradient)
+            slots[index] = gradient if slots[index] is None else plain(slots[index] + gradient)
 
     give(output if output._node is None else (output._node, output._index), dout)
     captured: dict[tuple[int, int], np.ndarray] = {}
@@ -200,7 +211,7 @@ def differentiate(
                         "an input that is real has a complex gradient, because it met complex numbers",
                         "Take the real part of what is complex before: array.real",
                     )
-                give(parent, np.asarray(dx, dtype))  # arithmetic on 0-d arrays yields NumPy scalars
+                give(parent, plain(dx, dtype))
     if wanted is None:
         return [(leaf, g) for leaf, g in leaves.values()]
     return [

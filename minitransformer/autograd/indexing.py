@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from minitransformer.autograd.base import as_array
+from minitransformer.autograd.base import as_array, check_same_device
 from minitransformer.errors import DTypeError, GradientError, RangeError, ShapeError
+from minitransformer.kernels.gpu.arrays import device_of, on_device, plain
 
 _KINDS = "buifc"  # of dtypes, each of which fits into those behind it
 
@@ -27,13 +28,15 @@ def refused_index(op: str, shape: tuple[int, ...], error: Exception) -> RangeErr
 
 
 def check_writable(op: str, array: np.ndarray) -> None:
-    if not array.flags.writeable:
+    if not on_device(array) and not array.flags.writeable:
         raise GradientError(op, "the memory of the tensor is read-only", "Make a copy first: mt.tensor(t.numpy())")
 
 
 def assign(target: np.ndarray, index: Any, value: Any) -> None:
     """`target[index] = value` where it loses no more than float32 must."""
-    array = np.asarray(as_array("setitem", value))
+    array = plain(as_array("setitem", value))
+    if array.ndim:
+        check_same_device("setitem", "the value", array, device_of(target))
     if _KINDS.find(array.dtype.kind) > _KINDS.find(target.dtype.kind) or array.dtype.kind not in _KINDS:
         raise DTypeError("setitem", f"{array.dtype} does not fit into {target.dtype}", "Convert it first")
     check_writable("setitem", target)

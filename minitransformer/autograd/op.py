@@ -11,7 +11,6 @@ from minitransformer.autograd.base import (
     OPS,
     as_array,
     cast,
-    check_device,
     check_dtype,
     recording,
     too_large,
@@ -19,7 +18,8 @@ from minitransformer.autograd.base import (
 )
 from minitransformer.autograd.graph import Node
 from minitransformer.autograd.tensor import Tensor
-from minitransformer.errors import DTypeError, GradientError, ShapeError
+from minitransformer.errors import DeviceError, DTypeError, GradientError, MiniTransformerError, ShapeError
+from minitransformer.kernels.gpu.arrays import check_device, device_of, is_array, move, on_device, to_host
 from minitransformer.memory import owner_of
 
 Forward = Callable[..., tuple[Any, Any]]
@@ -74,6 +74,12 @@ class Op:
                 out, saved = self.forward(*arrays, **static)
         except MemoryError as error:
             raise too_large(self.name, error, arrays) from error
+        except TypeError as error:  # of arrays on more than one device; ours are for other things
+            devices = sorted({device_of(a) for a in arrays if is_array(a)})
+            if len(devices) > 1 and not isinstance(error, MiniTransformerError):
+                problem = f"got arrays on {' and '.join(map(repr, devices))}, expected one device"
+                raise DeviceError(self.name, problem, "Move one of them: t.to(device)") from error
+            raise
         outputs = [Tensor._wrap(a) for a in (out if self.many else (out,))]
         for t in outputs:
             # A view shares its input's version, so that a write through either is seen by both.
@@ -109,21 +115,24 @@ def tensor(data: Any, dtype: Any = None, requires_grad: bool = False, device: st
 
     float64, integer, bool and complex arrays keep their dtype; Python floats and every other float
     become float32, Python integers int64. `dtype` overrides. Raises `DTypeError` for data that is not
-    numeric, `ShapeError` for ragged lists, `DeviceError` for a device this version does not have.
+    numeric, `ShapeError` for ragged lists, `DeviceError` for a `device` that is not there. Without one, the data
+    stay where they are.
     """
-    check_device("tensor", device)
     if isinstance(data, Tensor):
         data = data._data
-    if isinstance(data, np.ma.MaskedArray) or hasattr(data, "__cuda_array_interface__"):
+    device = device_of(data) if device is None else check_device("tensor", device)
+    if isinstance(data, np.ma.MaskedArray) or (hasattr(data, "__cuda_array_interface__") and not on_device(data)):
         as_array("tensor", data)  # raises
+    if on_device(data):
+        data = as_array("tensor", data) if device_of(data) == device else to_host(data)
     if not hasattr(data, "__array__") and hasattr(data, "__dlpack__"):
         data = np.from_dlpack(data)
     try:
-        array = np.array(data)
+        array = data.copy() if on_device(data) else np.array(data)
     except (ValueError, RecursionError) as error:
         raise ShapeError("tensor", f"the data is ragged ({error})", "Pad all rows to one length") from None
     if array.dtype.kind not in "biufc":
         raise DTypeError("tensor", f"got data of dtype {array.dtype}, expected numbers", "Encode it as numbers first")
     keeps_kind = array.dtype.kind != "f" or (array.dtype.char == "d" and hasattr(data, "__array__"))
     target = check_dtype("tensor", (array.dtype if keeps_kind else np.float32) if dtype is None else dtype)
-    return Tensor(cast("tensor", array, target), requires_grad)
+    return Tensor(move(cast("tensor", array, target), device), requires_grad)

@@ -11,12 +11,21 @@ from typing import Any
 
 import numpy as np
 
-from minitransformer.autograd.base import OPS, TensorBase, as_array, check_axis, dtype_named, recording
+from minitransformer.autograd.base import (
+    OPS,
+    TensorBase,
+    as_array,
+    check_axis,
+    check_same_device,
+    recording,
+    target_named,
+)
 from minitransformer.autograd.graph import differentiate
 from minitransformer.autograd.indexing import assign, check_writable, plain_index
 from minitransformer.autograd.protocols import UFUNCS, call_on_arrays, compare
 from minitransformer.checks import check_flag
 from minitransformer.errors import DTypeError, GradientError, RangeError, ShapeError
+from minitransformer.kernels.gpu.arrays import device_of, plain, to_host
 
 
 def _operator(name: str, swap: bool = False) -> Callable[[Any, Any], Any]:
@@ -47,7 +56,7 @@ class Tensor(TensorBase):
     __slots__ = ()
 
     def __init__(self, data: np.ndarray, requires_grad: bool = False) -> None:
-        self._data = np.asarray(as_array("Tensor", data))
+        self._data = plain(as_array("Tensor", data))
         self._node = None
         self._index = 0
         self._version = [0]
@@ -60,7 +69,7 @@ class Tensor(TensorBase):
     def _wrap(cls, array: Any) -> Tensor:
         """A Tensor around an op's output, which needs no checks."""
         t = object.__new__(Tensor)
-        t._data = array if type(array) is np.ndarray else np.asarray(array)
+        t._data = array if type(array) is np.ndarray else plain(array)
         t._node, t._index, t._version, t._requires_grad, t.grad = None, 0, [0], False, None
         return t
 
@@ -71,7 +80,8 @@ class Tensor(TensorBase):
 
     @data.setter
     def data(self, value: Any) -> None:
-        array = np.asarray(as_array("data", value))
+        array = plain(as_array("data", value))
+        check_same_device("data", "the new data", array, self.device)
         if array.shape != self.shape:
             raise ShapeError(
                 "data",
@@ -121,7 +131,8 @@ class Tensor(TensorBase):
 
     @property
     def device(self) -> str:
-        return "cpu"
+        """Where its numbers are: "cpu", "cuda", or "simulator", a GPU in Python."""
+        return device_of(self._data)
 
     @property
     def is_leaf(self) -> bool:
@@ -129,7 +140,11 @@ class Tensor(TensorBase):
         return self._node is None
 
     def numpy(self) -> np.ndarray:
-        """The array itself (shared memory). Do not write to it between forward and backward."""
+        """The array itself (shared memory). Do not write to it between forward and backward.
+
+        `DeviceError` for a tensor that is not on the host.
+        """
+        check_same_device("numpy", "the tensor", self._data, "cpu")
         return self._data
 
     def item(self) -> Any:
@@ -147,11 +162,14 @@ class Tensor(TensorBase):
         return t
 
     def to(self, target: Any) -> Tensor:
-        """This tensor on a device ("cpu") or in a dtype. Casting is recorded for backward."""
-        dtype = dtype_named(target)
-        if dtype is None or dtype == self.dtype:
+        """This tensor on a device ("cpu", "cuda", "simulator") or in a dtype; itself if it is so already.
+
+        Recorded for backward, which moves or casts the gradient back.
+        """
+        target = target_named(target)
+        if target in (self.device, self.dtype):
             return self
-        return OPS["cast"](self, dtype=dtype)
+        return OPS["move"](self, device=target) if isinstance(target, str) else OPS["cast"](self, dtype=target)
 
     def backward(self, gradient: Any = None, retain_graph: bool = False) -> None:
         """Add the gradient of this tensor to the `.grad` of every leaf it was computed from.
@@ -185,7 +203,7 @@ class Tensor(TensorBase):
         return call_on_arrays(func, args, kwargs)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return np.array(self._data, dtype=dtype, copy=copy)
+        return np.array(self.numpy(), dtype=dtype, copy=copy)
 
     def __dlpack__(self, **kwargs: Any) -> Any:
         return self._data.__dlpack__(**kwargs)
@@ -265,9 +283,10 @@ class Tensor(TensorBase):
         return self.item()
 
     def __repr__(self) -> str:
-        body = np.array2string(self._data, separator=", ", prefix="tensor(")
+        body = np.array2string(to_host(self._data), separator=", ", prefix="tensor(")
         history = f", op={self._node.op.name}" if self._node else ""
-        return f"tensor({body}, dtype={self.dtype}{', requires_grad=True' * self._requires_grad}{history})"
+        where = "" if self.device == "cpu" else f", device={self.device!r}"
+        return f"tensor({body}, dtype={self.dtype}{where}{', requires_grad=True' * self._requires_grad}{history})"
 
     def sum(self, dim: int | tuple[int, ...] | None = None, keepdim: bool = False) -> Tensor:
         """Sum over `dim` (all axes if None)."""
@@ -290,7 +309,7 @@ class Tensor(TensorBase):
         axis = None if dim is None else check_axis("argmax", dim, self.ndim)
         if (self._data.size if axis is None else self.shape[axis]) == 0:
             raise ShapeError("argmax", f"no elements to compare in shape {self.shape}", "Pass an axis that holds some")
-        return Tensor(np.asarray(np.argmax(self._data, axis=axis)))
+        return Tensor(plain(np.argmax(self._data, axis=axis)))
 
     def reshape(self, *shape: int | tuple[int, ...]) -> Tensor:
         """The same elements in another shape; one -1 is worked out."""

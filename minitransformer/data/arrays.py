@@ -9,7 +9,7 @@ from zlib import crc32
 import numpy as np
 import numpy.typing as npt
 
-from minitransformer.autograd import as_array
+from minitransformer.autograd import as_host
 from minitransformer.checks import allocate
 from minitransformer.data.batches import step_generator, whole
 from minitransformer.errors import DataError, ShapeError
@@ -26,7 +26,7 @@ class ArrayDataset:
     """
 
     def __init__(self, **arrays: Any) -> None:
-        self.arrays = {name: np.asarray(as_array("ArrayDataset", array)) for name, array in arrays.items()}
+        self.arrays = {name: as_host("ArrayDataset", array) for name, array in arrays.items()}
         rows = {array.shape[:1] for array in self.arrays.values()}
         if len(rows) > 1 or () in rows:
             found = ", ".join(f"{name} {array.shape}" for name, array in self.arrays.items())

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from minitransformer.autograd import as_array
+from minitransformer.autograd import as_host
 from minitransformer.checks import allocate, check_number, shown
 from minitransformer.data.arrays import ArrayDataset
 from minitransformer.data.batches import IGNORED, Batch, TokenDataset, step_generator, whole
@@ -44,7 +44,7 @@ class MaskedTokens:
         else:
             raise DTypeError(op, f"data is {shown(data)}, expected a TokenDataset or ArrayDataset", "Make one first")
         self.mask_token_id = whole(op, "mask_token_id", mask_token_id, 0)
-        special = np.asarray(as_array(op, special_token_ids))
+        special = as_host(op, special_token_ids)
         if special.size and special.dtype.kind not in "iu":
             raise DTypeError(op, f"special_token_ids have dtype {special.dtype}, expected integers", "Pass their ids")
         size = whole(op, "vocab_size", vocab_size, 1)

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from minitransformer.autograd import as_array
+from minitransformer.autograd import as_host
 from minitransformer.checks import path_of, shown
 from minitransformer.errors import CheckpointError, ConfigError, DataError, DTypeError, RangeError, ShapeError, nearest
 from minitransformer.files import (
@@ -117,7 +117,7 @@ class Tokenizer(ABC):
 
     def decode_bytes(self, ids: npt.ArrayLike) -> bytes:
         """The bytes that integer `ids` (n,) stand for: text in UTF-8, perhaps cut within a character."""
-        array = np.asarray(as_array("decode", ids))
+        array = as_host("decode", ids)
         if array.ndim != 1:
             raise ShapeError("decode", f"ids must have one dimension, got shape {array.shape}", "Decode row by row.")
         if array.size and array.dtype.kind not in "iu":

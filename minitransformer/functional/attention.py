@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-
 from minitransformer import random
 from minitransformer.autograd import OPS, Tensor, as_array
 from minitransformer.checks import check_flag, check_function
 from minitransformer.errors import DTypeError
 from minitransformer.kernels.attention.problem import Sparse
+from minitransformer.kernels.gpu.arrays import plain
 from minitransformer.masks import Mask
 from minitransformer.ops.attention import make_problem, split_mask
 from minitransformer.ops.shape import check_items
@@ -142,7 +141,7 @@ def flex_attention(
     for buffer in check_items(op, "buffers", buffers):
         if isinstance(buffer, Tensor) and buffer.requires_grad:
             raise DTypeError(op, "a buffer requires a gradient, which buffers do not get", "Pass buffer.detach()")
-        arrays.append(np.asarray(as_array(op, buffer)))
+        arrays.append(plain(as_array(op, buffer)))
     need_lse = check_flag(op, "need_lse", need_lse)
     q, k, v = (as_array(op, x) for x in (query, key, value))
     mods: dict[str, Any] = {"score_mod": score_mod, "score_mod_grad": score_mod_grad, "buffers": tuple(arrays)}

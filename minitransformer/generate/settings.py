@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from minitransformer.autograd import as_array
+from minitransformer.autograd import as_host
 from minitransformer.checks import is_number, shown
 from minitransformer.errors import ConfigError, DTypeError, RangeError, ShapeError
 
@@ -49,7 +49,7 @@ def check_settings(do_sample: bool, **settings: Any) -> None:
 
 def check_prompt(input_ids: Any, attention_mask: Any) -> tuple[np.ndarray, np.ndarray]:
     """The ids (B, T) as int64, and which of them are real tokens, bool (B, T)."""
-    ids = np.asarray(as_array("generate", input_ids))
+    ids = as_host("generate", input_ids)
     if ids.dtype.kind not in "iu":
         raise DTypeError("generate", f"input_ids have dtype {ids.dtype}, expected integers", "Encode the prompt")
     if ids.dtype == np.uint64 and ids.size and ids.max() >= 2**63:
@@ -62,7 +62,7 @@ def check_prompt(input_ids: Any, attention_mask: Any) -> tuple[np.ndarray, np.nd
         )
     if attention_mask is None:
         return ids.astype(np.int64), np.ones(ids.shape, bool)
-    mask = np.asarray(as_array("generate", attention_mask))
+    mask = as_host("generate", attention_mask)
     if mask.shape != ids.shape or not np.isin(mask, (0, 1)).all():
         raise ShapeError(
             "generate",

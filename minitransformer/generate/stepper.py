@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from minitransformer.kernels.gpu.arrays import to_host
+
 
 class Stepper:
     """A model in the middle of `total` tokens of B rows."""
@@ -21,7 +23,7 @@ class Stepper:
         self.steps = None if self.cache is None or make_steps is None else make_steps(self.cache)
 
     def logits(self, ids: np.ndarray, real: np.ndarray | None) -> np.ndarray:
-        """(B, V) for the token after `ids` (B, T); `real` marks what is not padding, None if nothing is."""
+        """(B, V), on the host, for the token after `ids` (B, T); `real` marks what is not padding."""
         T = ids.shape[1]
         if self.block_size < T and not self.slides:
             if not self.warned:
@@ -33,7 +35,7 @@ class Stepper:
             self.cache, self.warned = None, True
             ids, real = ids[:, -self.block_size :], None if real is None else real[:, -self.block_size :]
         if self.cache is None:
-            return self.model(ids, attention_mask=real).logits.data[:, -1]
+            return to_host(self.model(ids, attention_mask=real).logits.data[:, -1])
         if self.steps is not None and self.cache.length == T - 1:
             return self.steps(ids[:, -1], real)
         out = None
@@ -42,7 +44,7 @@ class Stepper:
             piece = ids[:, self.cache.length : end]
             out = self.model(piece, attention_mask=None if real is None else real[:, :end], cache=self.cache)
         assert out is not None
-        return out.logits.data[:, -1]
+        return to_host(out.logits.data[:, -1])
 
     def select(self, rows: np.ndarray) -> None:
         """Go on with these rows (B,), each a continuation of what the row it names has read."""

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 
 from minitransformer import functional as F
-from minitransformer.autograd import Tensor, as_array
+from minitransformer.autograd import Tensor, as_host
 from minitransformer.errors import ConfigError, DTypeError, nearest
 from minitransformer.models.base import ModelOutput
 from minitransformer.models.bert import EncoderModel, Pooler
@@ -56,7 +56,7 @@ class HeadModel(EncoderModel):
         op = type(self).__name__
         if any(batch.get(name) is None for name in self.targets):
             raise ConfigError(op, f"the batch has not all of {self.targets}", "Give them")
-        return sum(int((np.asarray(as_array(op, batch[name])) != -100).sum()) for name in self.targets)
+        return sum(int((as_host(op, batch[name]) != -100).sum()) for name in self.targets)
 
 
 class BERTForMaskedLM(HeadModel):

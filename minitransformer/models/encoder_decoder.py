@@ -14,6 +14,7 @@ from minitransformer.autograd import Tensor, no_grad
 from minitransformer.checks import check_count, check_flag, check_size, is_integer
 from minitransformer.errors import ConfigError, DTypeError, RangeError, ShapeError
 from minitransformer.generate import generate
+from minitransformer.kernels.gpu.arrays import like
 from minitransformer.models.base import Model, ModelOutput
 from minitransformer.models.inputs import real_tokens, token_ids
 from minitransformer.nn.decoder_layer import DecoderLayer
@@ -92,7 +93,7 @@ class Decoder(Module):
 def embed(embedding: Embedding, ids: np.ndarray, positions: np.ndarray, dropout: Dropout) -> Tensor:
     """Scaled embeddings plus the sinusoids of their positions: (B, T, C)."""
     x = embedding(ids)
-    return dropout(x * math.sqrt(x.shape[-1]) + positions.astype(x.dtype))
+    return dropout(x * math.sqrt(x.shape[-1]) + like(x.data, positions.astype(x.dtype)))
 
 
 def scaled_embedding(vocab_size: int, d_model: int) -> Embedding:
@@ -173,7 +174,7 @@ class EncoderDecoder(Model):
         check_size("make_cache", batch_size=batch_size, length=length)
         attn, weight = self.decoder.layers[0].attn, self.decoder.embedding.weight
         layers = len(self.decoder.layers)
-        own = KVCache(layers, batch_size, attn.num_kv_heads, length, attn.head_width, weight.dtype)
+        own = KVCache(layers, batch_size, attn.num_kv_heads, length, attn.head_width, weight.dtype, weight.device)
         return DecoderCache(own)
 
     def continue_with(

@@ -14,6 +14,7 @@ from minitransformer.checks import check_size, shown
 from minitransformer.errors import ConfigError, DTypeError, RangeError
 from minitransformer.generate import generate
 from minitransformer.kernels.attention.problem import Problem
+from minitransformer.kernels.gpu.arrays import like
 from minitransformer.models.base import Model, ModelOutput, check_memory
 from minitransformer.models.gpt_block import GPTBlock, norm_of
 from minitransformer.models.gpt_config import GPTConfig
@@ -167,7 +168,7 @@ class GPT(Model):
         if config.positions == "learned":
             x = x + self.wpe(positions)
         elif config.positions == "sinusoidal":
-            x = x + self._sinusoids[positions].astype(x.dtype)
+            x = x + like(x.data, self._sinusoids[positions].astype(x.dtype))
         x = self.dropout(x)
         problem = None
         if cache is None or (past == 0 and not is_grad_enabled()):
@@ -208,12 +209,12 @@ class GPT(Model):
         capacity = config.block_size if length is None else length
         check_size("make_cache", batch_size=batch_size, length=capacity)
         heads, width = config.n_kv_head or config.n_head, config.n_embd // config.n_head
-        dtype = self.wte.weight.dtype
+        dtype, device = self.wte.weight.dtype, self.wte.weight.device
         if config.attention == "linear":
-            return StateCache(config.n_layer, batch_size, heads, width, dtype)
+            return StateCache(config.n_layer, batch_size, heads, width, dtype, device)
         if config.forgets:
             capacity = min(capacity, 2 * config.block_size)
-        return KVCache(config.n_layer, batch_size, heads, capacity, width, dtype)
+        return KVCache(config.n_layer, batch_size, heads, capacity, width, dtype, device)
 
     def steps(self, cache: KVCache | StateCache) -> Steps | None:
         """A faster way to feed one token a row than calling the model; None where only the model itself will do."""

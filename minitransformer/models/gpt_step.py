@@ -29,6 +29,7 @@ def can_step(model: Any, B: int) -> bool:
     config, norm = model.config, model.norm
     return (
         0 < B <= _FEW
+        and model.wte.weight.device == "cpu"
         and not (model.training and config.dropout)
         and type(model.wte) is Embedding
         and (config.positions != "learned" or type(model.wpe) is Embedding)

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from minitransformer.autograd import as_array
+from minitransformer.autograd import as_host
 from minitransformer.errors import DTypeError, ShapeError
 
 
 def token_ids(op: str, name: str, ids: Any, shape: tuple[int, ...] | None = None) -> np.ndarray:
     """Integers of `shape`, or else (B, T) with T >= 1; the embedding checks the range of token ids."""
-    array = np.asarray(as_array(op, ids))
+    array = as_host(op, ids)
     if array.dtype.kind not in "iu":
         raise DTypeError(op, f"{name} have dtype {array.dtype}, expected integers", "Encode text with a tokenizer")
     if array.shape != shape if shape is not None else array.ndim != 2:
@@ -29,7 +29,7 @@ def real_tokens(op: str, mask: Any, B: int, S: int) -> np.ndarray | None:
     """Bool (B, S), True = real token."""
     if mask is None:
         return None
-    array = np.asarray(as_array(op, mask))
+    array = as_host(op, mask)
     if array.dtype.kind not in "biu" or array.shape != (B, S) or not np.isin(array, (0, 1)).all():
         raise ShapeError(
             op,

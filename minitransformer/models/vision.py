@@ -9,7 +9,7 @@ import numpy as np
 
 from minitransformer import functional as F
 from minitransformer import random
-from minitransformer.autograd import Tensor, as_array
+from minitransformer.autograd import Tensor, as_host
 from minitransformer.checks import check_choice, shown
 from minitransformer.errors import ConfigError, DTypeError, ShapeError
 from minitransformer.models.base import Config, Model, ModelOutput, check_memory
@@ -158,7 +158,7 @@ class VisionTransformer(Model):
     def _labels(self, labels: Any, B: int | None = None) -> np.ndarray:
         """`labels` as an integer array (B,) of classes and -100."""
         op = "VisionTransformer"
-        array = np.asarray(as_array(op, labels))
+        array = as_host(op, labels)
         if array.dtype.kind not in "iu":
             raise DTypeError(op, f"labels have dtype {array.dtype}, expected integers", "Number the classes from 0")
         if array.ndim != 1 or B not in (None, len(array)):

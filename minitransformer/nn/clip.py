@@ -12,6 +12,7 @@ from minitransformer.autograd import Tensor
 from minitransformer.checks import is_number, shown
 from minitransformer.errors import ConfigError, DTypeError, GradientError
 from minitransformer.kernels import serve
+from minitransformer.kernels.gpu.arrays import is_array, on_device
 
 
 def clip_grad_norm_(parameters: Tensor | Iterable[Tensor], max_norm: float) -> float:
@@ -43,7 +44,7 @@ def clip_grad_norm_(parameters: Tensor | Iterable[Tensor], max_norm: float) -> f
             )
     gradients = [t.grad for t in tensors.values() if t.grad is not None]
     for g in gradients:
-        if not isinstance(g, np.ndarray) or g.dtype not in (np.float32, np.float64):
+        if not is_array(g) or g.dtype not in (np.float32, np.float64):
             raise DTypeError(
                 "clip_grad_norm_",
                 f"a .grad is {getattr(g, 'dtype', type(g).__name__)}, expected a float32 or float64 array",
@@ -52,11 +53,11 @@ def clip_grad_norm_(parameters: Tensor | Iterable[Tensor], max_norm: float) -> f
     if not gradients:
         return 0.0
     kernels = serve("optimizer", *gradients)
-    norm = math.sqrt(sum(kernels.squared_norm(np.asarray(g).reshape(-1)) for g in gradients))
+    norm = math.sqrt(sum(kernels.squared_norm(g.reshape(-1)) for g in gradients))
     factor = kernels.clip_factor(norm, max_norm)
     if factor < 1:
         for g in gradients:
-            if not g.flags.writeable:
+            if not on_device(g) and not g.flags.writeable:
                 raise GradientError(
                     "clip_grad_norm_",
                     f"a .grad of shape {g.shape} is read-only, and the norm {norm:g} is above {max_norm:g}",

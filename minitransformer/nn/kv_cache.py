@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from minitransformer.autograd import Tensor, as_array, cast, check_arrays, check_dtype
+from minitransformer.autograd import Tensor, as_array, as_host, cast, check_arrays, check_dtype
 from minitransformer.checks import allocate, check_count, check_size, shown
 from minitransformer.errors import DTypeError, RangeError, ShapeError
+from minitransformer.kernels.gpu.arrays import check_device, like, move
 
 
 class KVCache:
@@ -26,14 +27,16 @@ class KVCache:
         capacity: int,
         head_width: int,
         dtype: np.dtype,
+        device: str = "cpu",
     ) -> None:
+        check_device("KVCache", device)
         check_size("KVCache", n_layer=n_layer, batch_size=batch_size, num_kv_heads=num_kv_heads)
         check_size("KVCache", capacity=capacity, head_width=head_width)
         shape = (batch_size, num_kv_heads, capacity, head_width)
         dtype = check_dtype("KVCache", dtype)
 
         def make() -> np.ndarray:
-            return np.zeros((2, n_layer, *shape), dtype)
+            return move(np.zeros((2, n_layer, *shape), dtype), device)
 
         self.keys, self.values = allocate("KVCache", "keys and values", (2, n_layer, *shape), dtype, make)
         self.capacity = capacity
@@ -84,7 +87,7 @@ class KVCache:
 
     def select(self, rows: np.ndarray) -> None:
         """Go on with these rows of the batch (B,), some perhaps twice and others not at all: a step of beam search."""
-        rows = checked_rows("KVCache.select", rows, self.keys.shape[1])
+        rows = like(self.keys, checked_rows("KVCache.select", rows, self.keys.shape[1]))
         for array in (self.keys, self.values):
             array[..., : self.stored, :] = array[:, rows, :, : self.stored]
 
@@ -137,7 +140,7 @@ class DecoderCache:
 
 def checked_rows(op: str, rows: np.ndarray, B: int) -> np.ndarray:
     """`rows` (B,) as integers from 0 to B - 1."""
-    rows = np.asarray(as_array(op, rows))
+    rows = as_host(op, rows)
     if rows.dtype.kind not in "iu" or rows.shape != (B,):
         problem = f"rows have shape {rows.shape} and dtype {rows.dtype}, expected ({B},) integers"
         raise ShapeError(op, problem, "Give one row of the cache for each of its rows")

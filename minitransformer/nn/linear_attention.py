@@ -10,6 +10,7 @@ from minitransformer import functional as F
 from minitransformer.autograd import Tensor, as_array, check_arrays, check_dtype
 from minitransformer.checks import allocate, check_count, check_size, shown
 from minitransformer.errors import DTypeError, ShapeError
+from minitransformer.kernels.gpu.arrays import check_device, like, move
 from minitransformer.nn.attention import MultiHeadAttention
 from minitransformer.nn.kv_cache import checked_layer, checked_rows
 from minitransformer.nn.linear import as_sequence
@@ -23,12 +24,15 @@ class StateCache:
     model counts the tokens with `advance`. Inference only: what is stored has no gradient.
     """
 
-    def __init__(self, n_layer: int, batch_size: int, num_kv_heads: int, head_width: int, dtype: np.dtype) -> None:
+    def __init__(
+        self, n_layer: int, batch_size: int, num_kv_heads: int, head_width: int, dtype: np.dtype, device: str = "cpu"
+    ) -> None:
+        check_device("StateCache", device)
         sizes = {"n_layer": n_layer, "batch_size": batch_size, "num_kv_heads": num_kv_heads, "head_width": head_width}
         check_size("StateCache", **sizes)
         shape = (n_layer, batch_size, num_kv_heads, head_width, head_width + 1)
         dtype = check_dtype("StateCache", dtype)
-        self.sums = allocate("StateCache", "sums", shape, dtype, lambda: np.zeros(shape, dtype))
+        self.sums = allocate("StateCache", "sums", shape, dtype, lambda: move(np.zeros(shape, dtype), device))
         self.length = 0
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> None:
@@ -49,7 +53,8 @@ class StateCache:
 
     def select(self, rows: np.ndarray) -> None:
         """Go on with these rows of the batch (B,), as `KVCache.select`."""
-        self.sums[...] = self.sums[:, checked_rows("StateCache.select", rows, self.sums.shape[1])]
+        rows = like(self.sums, checked_rows("StateCache.select", rows, self.sums.shape[1]))
+        self.sums[...] = self.sums[:, rows]
 
     def advance(self, T: int) -> None:
         """Count T tokens as seen, after all layers have added them."""

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from minitransformer.autograd import Parameter, as_array, cast, dtype_named, watching
+from minitransformer.autograd import Parameter, as_array, cast, target_named, watching
 from minitransformer.checks import check_flag, shown
 from minitransformer.errors import CheckpointError, DTypeError, ShapeError, nearest
+from minitransformer.kernels.gpu.arrays import like, move, plain, to_host
 
 
 class Module:
@@ -75,22 +76,23 @@ class Module:
         return self.train(False)
 
     def to(self, target: Any) -> Module:
-        """Move to a device ("cpu") or cast all parameters to float32 or float64, in place.
+        """Move to a device ("cpu", "cuda", "simulator") or cast all parameters to float32 or float64, in place.
 
         Make the optimizer afterwards: it keeps the parameters in a buffer of its own.
         """
-        dtype = dtype_named(target)
-        if dtype is None:
-            return self
-        if dtype not in (np.float32, np.float64, np.complex128):
+        goal = target_named(target)
+        if not isinstance(goal, str) and goal not in (np.float32, np.float64, np.complex128):
             raise DTypeError("to", f"{target!r} is no dtype for parameters", "Pass 'float32' or 'float64'")
         for parameter in self.parameters():
-            parameter.rebind(parameter._data.astype(dtype))
+            if isinstance(goal, str):
+                parameter.rebind(move(parameter._data, goal))
+            else:
+                parameter.rebind(parameter._data.astype(goal))
         return self
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """A copy of every parameter by name."""
-        return {name: parameter._data.copy() for name, parameter in self.named_parameters()}
+        """A copy of every parameter by name, on the host."""
+        return {name: np.array(to_host(parameter._data)) for name, parameter in self.named_parameters()}
 
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
         """Write arrays into the parameters of the same names, all or none.
@@ -112,7 +114,7 @@ class Module:
                 f"the names do not match, missing {_some(missing)}, unexpected {_some(unexpected)}",
                 f"{hint} Pass strict=False to load what fits",
             )
-        arrays = {name: np.asarray(as_array("load_state_dict", state[name])) for name in own if name in state}
+        arrays = {name: plain(as_array("load_state_dict", state[name])) for name in own if name in state}
         for name, array in arrays.items():
             shape, parameter = array.shape, own[name]
             if array.dtype.kind not in "biufc" or (array.dtype.kind == "c" and parameter.dtype.kind != "c"):
@@ -126,7 +128,7 @@ class Module:
                     f"Load it into a model of the same config.{turned}",
                 )
         for name, array in arrays.items():
-            own[name].data = cast("load_state_dict", array, own[name].dtype)
+            own[name].data = like(own[name]._data, cast("load_state_dict", array, own[name].dtype))
 
     def __repr__(self) -> str:
         lines = []

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from minitransformer.autograd import Tensor, as_array
 from minitransformer.checks import check_size
 from minitransformer.errors import ConfigError, DTypeError, ShapeError
+from minitransformer.kernels.gpu.arrays import is_array, like
 from minitransformer.nn.linear import Linear
 from minitransformer.nn.module import Module
 
@@ -44,7 +43,7 @@ class PatchEmbedding(Module):
     def as_pixels(self, pixels: Any) -> Tensor:
         """`pixels` as a Tensor in the dtype of the weights; `DTypeError` or `ShapeError` for what is no such image."""
         array = as_array("PatchEmbedding", pixels)
-        if not isinstance(array, np.ndarray) or array.dtype.kind not in "fc":
+        if not is_array(array) or array.dtype.kind not in "fc":
             raise DTypeError(
                 "PatchEmbedding",
                 f"pixels have dtype {getattr(array, 'dtype', type(array).__name__)}, expected float32 or float64",
@@ -57,6 +56,6 @@ class PatchEmbedding(Module):
                 f"pixels have shape {array.shape}, expected (batch, {self.in_channels}, {size}, {size})",
                 "Resize the images to these sizes, with the channels before height and width",
             )
-        x = pixels if isinstance(pixels, Tensor) else Tensor(array)
+        x = pixels if isinstance(pixels, Tensor) else Tensor(like(self.projection.weight.data, array))
         # Dividing bytes gives float64, which would make float64 of all that follows.
         return x.to(self.projection.weight.dtype) if array.dtype.kind == "f" else x

@@ -12,6 +12,7 @@ from minitransformer import kernels
 from minitransformer.autograd import check_axis, register
 from minitransformer.checks import check_choice
 from minitransformer.errors import DTypeError, ShapeError
+from minitransformer.kernels.gpu.arrays import contiguous, is_array
 
 
 class Elementwise(NamedTuple):
@@ -43,7 +44,7 @@ class Softmax(NamedTuple):
 def check_float(op: str, **arrays: np.ndarray) -> None:
     """`DTypeError` unless every array is float or complex."""
     for name, array in arrays.items():
-        if not isinstance(array, np.ndarray) or array.dtype.kind not in "fc":
+        if not is_array(array) or array.dtype.kind not in "fc":
             raise DTypeError(
                 op,
                 f"{name} has dtype {getattr(array, 'dtype', type(array).__name__)}, expected float32 or float64",
@@ -128,13 +129,13 @@ def swiglu_backward(dout: np.ndarray, saved: Gated) -> tuple[np.ndarray, np.ndar
 
 def as_rows(x: np.ndarray, axis: int) -> np.ndarray:
     """(N, C) contiguous, with `axis`, from 0 on, moved last."""
-    x = np.ascontiguousarray(_moved(x, axis, x.ndim - 1))
+    x = contiguous(_moved(x, axis, x.ndim - 1))
     return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
 def _back(rows: np.ndarray, shape: tuple[int, ...], axis: int) -> np.ndarray:
     """The inverse of `as_rows`, `shape` being the one with the axis last."""
-    return np.ascontiguousarray(_moved(rows.reshape(shape), len(shape) - 1, axis))
+    return contiguous(_moved(rows.reshape(shape), len(shape) - 1, axis))
 
 
 def _moved(x: np.ndarray, source: int, destination: int) -> np.ndarray:

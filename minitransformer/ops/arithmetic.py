@@ -12,6 +12,7 @@ import numpy as np
 
 from minitransformer.autograd import cast, check_arrays, register
 from minitransformer.errors import DTypeError, RangeError, ShapeError
+from minitransformer.kernels.gpu.arrays import device_of, move, plain
 
 
 class Shapes(NamedTuple):
@@ -41,8 +42,12 @@ class Cast(NamedTuple):
     dtype: np.dtype
 
 
+class Moved(NamedTuple):
+    device: str
+
+
 def shapes_of(a: Any, b: Any) -> Shapes:
-    return Shapes(a.shape if isinstance(a, np.ndarray) else None, b.shape if isinstance(b, np.ndarray) else None)
+    return Shapes(*(getattr(x, "shape", None) for x in (a, b)))
 
 
 def sum_to(gradient: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -132,7 +137,7 @@ def power_forward(a: Any, b: Any) -> tuple[np.ndarray, Pair]:
     """`a ** b`. With an integer number `b`, also for negative `a`; an array `b` wants positive `a`."""
     check_operands("power", a, b)
     if np.result_type(a, b).kind in "iub" and np.any(np.less(b, 0)):
-        a = np.asarray(a, np.float32)  # NumPy refuses integers to negative integer powers
+        a = plain(a, np.float32)  # NumPy refuses integers to negative integer powers
     return _broadcast("power", np.power, a, b), Pair(a, b, shapes_of(a, b))
 
 
@@ -249,6 +254,15 @@ def cast_backward(dout: np.ndarray, saved: Cast) -> tuple[np.ndarray]:
     return ((dout if saved.dtype.kind == "c" else dout.real).astype(saved.dtype),)
 
 
+def move_forward(x: np.ndarray, *, device: str) -> tuple[np.ndarray, Moved]:
+    """`x` on another device; the gradient comes back to where `x` is."""
+    return move(x, device), Moved(device_of(x))
+
+
+def move_backward(dout: np.ndarray, saved: Moved) -> tuple[np.ndarray]:
+    return (move(dout, saved.device),)
+
+
 register("add", add_forward, add_backward)
 register("subtract", subtract_forward, subtract_backward)
 register("multiply", multiply_forward, multiply_backward)
@@ -263,3 +277,4 @@ register("absolute", absolute_forward, absolute_backward)
 register("maximum", maximum_forward, maximum_backward)
 register("minimum", minimum_forward, minimum_backward)
 register("cast", cast_forward, cast_backward)
+register("move", move_forward, move_backward)

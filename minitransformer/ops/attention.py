@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minitransformer import kernels
-from minitransformer.autograd import as_array, register
+from minitransformer.autograd import as_array, as_host, register
 from minitransformer.checks import check_choice, check_count, check_flag, check_number, is_integer, shown
 from minitransformer.errors import ConfigError, DTypeError, MaskError, RangeError, ShapeError
 from minitransformer.kernels.attention.problem import Problem, Sparse
+from minitransformer.kernels.gpu.arrays import contiguous, is_array
 from minitransformer.masks import Mask
 from minitransformer.ops.activation import check_float
 from minitransformer.ops.arithmetic import sum_to
@@ -57,7 +58,7 @@ def attention_forward(
 ) -> tuple[tuple[np.ndarray, np.ndarray], Attention]:
     """(out, lse): see `kernels/attention/reference.py` for the formula, `make_problem` for `problem`."""
     problem.check(*check_qkv("attention", q, k, v, enable_gqa=True))
-    q, k, v = (np.ascontiguousarray(x) for x in (q, k, v))
+    q, k, v = (contiguous(x) for x in (q, k, v))
     bias = _as_scores(bias, q)
     kernel = kernels.serve("attention", q, k, v, *(() if bias is None else (bias,)))
     out, lse = kernel.forward(q, k, v, bias, None, problem)
@@ -65,7 +66,7 @@ def attention_forward(
 
 
 def attention_backward(douts: tuple[np.ndarray, np.ndarray], saved: Attention) -> tuple[np.ndarray | None, ...]:
-    dout, dlse = (np.ascontiguousarray(x) for x in douts)
+    dout, dlse = (contiguous(x) for x in douts)
     arrays = dout, dlse, saved.q, saved.k, saved.v, saved.bias, saved.out, saved.lse
     g = saved.kernel.backward(*arrays, None, None, None, saved.problem)
     return g.dq, g.dk, g.dv, None if saved.bias is None else sum_to(g.dbias, saved.bias.shape)
@@ -79,7 +80,7 @@ def attention_weights_forward(
     Asking for them changes no number of the attention call: rows sum to 1, or to 0 if they are empty.
     """
     problem.check(*check_qkv("attention_weights", q, k, k, enable_gqa=True))
-    q, k, bias = np.ascontiguousarray(q), np.ascontiguousarray(k), _as_scores(bias, q)
+    q, k, bias = contiguous(q), contiguous(k), _as_scores(bias, q)
     kernel = kernels.serve("attention", q, k, lse, *(() if bias is None else (bias,)))
     weights = kernel.weights_forward(q, k, bias, lse, problem)
     return weights, Weights(weights, q, k, bias, problem, kernel)
@@ -137,7 +138,7 @@ def split_mask(op: str, mask: Any, B: int, H: int, T: int, S: int) -> tuple[np.n
     if isinstance(mask, Mask):
         return mask.dense(B, H, T, S), None
     mask = as_array(op, mask)
-    if not isinstance(mask, np.ndarray) or mask.dtype.kind not in "bfc":
+    if not is_array(mask) or mask.dtype.kind not in "bfc":
         raise MaskError(
             op,
             f"attn_mask has dtype {getattr(mask, 'dtype', type(mask).__name__)}, expected bool (True = may attend) "
@@ -197,7 +198,7 @@ def make_problem(
         raise ConfigError(op, "key_lengths and cu_seqlens exclude each other", "A packed batch has no padding")
     slopes = None
     if alibi_slopes is not None:
-        slopes = np.asarray(as_array(op, alibi_slopes))
+        slopes = as_host(op, alibi_slopes)
         if slopes.dtype.kind not in "iuf" or not np.isfinite(slopes).all():
             problem = f"alibi_slopes are {slopes.dtype}, expected finite real numbers"
             raise DTypeError(op, problem, "Use F.alibi_slopes(num_heads)")
@@ -275,7 +276,7 @@ def _check_sparse(op: str, sparse: Any, B: int) -> Sparse:
 
 
 def _integers(op: str, name: str, values: Any) -> np.ndarray:
-    array = np.asarray(as_array(op, values))
+    array = as_host(op, values)
     if array.dtype.kind not in "iu":
         raise DTypeError(op, f"{name} has dtype {array.dtype}, expected integers", "Pass an integer array")
     if array.dtype == np.uint64 and array.size and array.max() >= 2**63:

@@ -10,6 +10,7 @@ import numpy as np
 from minitransformer.autograd import check_arrays, register
 from minitransformer.checks import shown
 from minitransformer.errors import DTypeError, ShapeError
+from minitransformer.kernels.gpu.arrays import contiguous, plain
 from minitransformer.ops.arithmetic import sum_to
 
 
@@ -65,7 +66,7 @@ def matmul_backward(dout: np.ndarray, saved: Product) -> tuple[np.ndarray, ...]:
 
 def _rows(x: np.ndarray) -> np.ndarray:
     """(..., C) as (N, C), contiguous; -1 would not do for C = 0."""
-    return np.ascontiguousarray(x).reshape(math.prod(x.shape[:-1]), x.shape[-1])
+    return contiguous(x).reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
 def linear_forward(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None) -> tuple[np.ndarray, Linear]:
@@ -99,7 +100,7 @@ def linear_backward(dout: np.ndarray, saved: Linear) -> tuple[np.ndarray, ...]:
     dweight = drows.T @ rows  # (C_out, C_in)
     if not biased:
         return dx, dweight
-    return dx, dweight, np.ones(len(drows), drows.dtype) @ drows  # BLAS sums columns faster than sum(0)
+    return dx, dweight, np.ones_like(drows, shape=len(drows)) @ drows  # BLAS sums columns faster than sum(0)
 
 
 def einsum_forward(*operands: np.ndarray, equation: str) -> tuple[np.ndarray, Einsum]:
@@ -144,7 +145,7 @@ def einsum_forward(*operands: np.ndarray, equation: str) -> tuple[np.ndarray, Ei
                     f"index {letter!r} has sizes {sizes[letter]} and {size} in {equation!r}",
                     "Axes that share a letter must have one size",
                 )
-    out = np.array(np.einsum(",".join(terms) + "->" + result, *operands, optimize=True))
+    out = plain(np.einsum(",".join(terms) + "->" + result, *operands, optimize=True))
     return out, Einsum(operands, terms, result)
 
 
@@ -159,8 +160,8 @@ def einsum_backward(dout: np.ndarray, saved: Einsum) -> tuple[np.ndarray, ...]:
         # an index that only this operand had was summed: its gradient is the same along that axis
         alone = [letter for letter in term if letter not in present]
         inputs.extend(alone)
-        arrays.extend(np.ones(operand.shape[term.index(letter)], dout.dtype) for letter in alone)
-        gradients.append(np.array(np.einsum(",".join(inputs) + "->" + term, *arrays, optimize=True)))
+        arrays.extend(np.ones_like(dout, shape=operand.shape[term.index(letter)]) for letter in alone)
+        gradients.append(plain(np.einsum(",".join(inputs) + "->" + term, *arrays, optimize=True)))
     return tuple(gradients)
 
 

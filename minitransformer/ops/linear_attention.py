@@ -11,6 +11,7 @@ from minitransformer import kernels
 from minitransformer.autograd import register
 from minitransformer.checks import check_choice, check_flag
 from minitransformer.errors import ShapeError
+from minitransformer.kernels.gpu.arrays import contiguous
 from minitransformer.ops.attention import check_qkv
 
 
@@ -45,7 +46,7 @@ def linear_attention_forward(
             f"(query {q.shape}, key {k.shape})",
             "Pass as many keys as queries, or leave is_causal out if every query may see all of them",
         )
-    q, k, v = (np.ascontiguousarray(x) for x in (q, k, v))
+    q, k, v = (contiguous(x) for x in (q, k, v))
     kernel = kernels.serve("linear_attention", q, k, v)
     out, den = kernel.forward(q, k, v, is_causal, feature_map)
     return out, LinearAttention(q, k, v, out, den, is_causal, feature_map, kernel)

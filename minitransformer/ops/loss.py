@@ -11,6 +11,7 @@ from minitransformer import kernels
 from minitransformer.autograd import register
 from minitransformer.checks import check_choice, check_flag, check_number, is_integer, shown
 from minitransformer.errors import ConfigError, DTypeError, RangeError, ShapeError
+from minitransformer.kernels.gpu.arrays import like, plain
 from minitransformer.ops.activation import as_rows, check_float
 
 
@@ -75,10 +76,11 @@ def cross_entropy_forward(
     """-log softmax(logits)[target]; logits (..., V), integer targets (...).
 
     Targets equal to `ignore_index` count neither in the sum nor in the mean. The mean over no target
-    is 0 (torch gives NaN there): a batch without targets then changes nothing.
+    is 0 (torch gives NaN there): a batch without targets then changes nothing. Targets may be on the host,
+    where they are checked soonest.
     """
     check_float("cross_entropy", input=logits)
-    targets = np.asarray(targets)  # one class may be a Python number
+    targets = plain(targets)  # one class may be a Python number
     check_reduction("cross_entropy", reduction)
     if logits.ndim < 1 or targets.shape != logits.shape[:-1]:
         raise ShapeError(
@@ -100,16 +102,17 @@ def cross_entropy_forward(
         raise ConfigError("cross_entropy", problem, "Pass a class id, or -100 to ignore none")
     vocab_size = logits.shape[-1]
     valid = check_targets("cross_entropy", "target", targets, vocab_size, ignore_index)
-    rows, flat, valid = as_rows(logits, logits.ndim - 1), targets.reshape(-1), valid.reshape(-1)
+    rows, count = as_rows(logits, logits.ndim - 1), max(int(valid.sum()), 1)
+    flat, valid = like(rows, targets.reshape(-1)), like(rows, valid.reshape(-1))
     kernel = kernels.serve("rowwise", logits)
     losses, lse = kernel.cross_entropy_forward(rows, flat, valid, label_smoothing)
-    scale = {"none": None, "sum": 1.0, "mean": 1 / max(int(valid.sum()), 1)}[reduction]
+    scale = {"none": None, "sum": 1.0, "mean": 1 / count}[reduction]
     out = losses.reshape(targets.shape) if scale is None else losses.sum() * scale
     return out, CrossEntropy(rows, flat, valid, lse, label_smoothing, scale, logits.shape, kernel)
 
 
 def cross_entropy_backward(dout: np.ndarray, saved: CrossEntropy) -> tuple[np.ndarray]:
-    dlosses = dout.reshape(-1) if saved.scale is None else np.full(saved.lse.shape, dout * saved.scale, dout.dtype)
+    dlosses = dout.reshape(-1) if saved.scale is None else np.full_like(saved.lse, dout * saved.scale, dout.dtype)
     dlogits = saved.kernel.cross_entropy_backward(
         dlosses, saved.logits, saved.targets, saved.valid, saved.lse, saved.label_smoothing
     )

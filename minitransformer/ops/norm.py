@@ -12,6 +12,7 @@ from minitransformer import kernels
 from minitransformer.autograd import register
 from minitransformer.checks import check_number
 from minitransformer.errors import GradientError, ShapeError
+from minitransformer.kernels.gpu.arrays import contiguous
 from minitransformer.ops.activation import check_float
 
 
@@ -56,10 +57,10 @@ def _rows(
                     f"{name} has shape {array.shape}, expected {normalized_shape}",
                     "Use one value per feature",
                 )
-        flat[name] = None if array is None else np.ascontiguousarray(array).reshape(-1)
+        flat[name] = None if array is None else contiguous(array).reshape(-1)
     width = math.prod(normalized_shape)
     rows = math.prod(x.shape[: x.ndim - len(normalized_shape)])
-    return np.ascontiguousarray(x).reshape(rows, width), flat
+    return contiguous(x).reshape(rows, width), flat
 
 
 def layer_norm_forward(
@@ -83,7 +84,7 @@ def layer_norm_forward(
 def layer_norm_backward(dout: np.ndarray, saved: LayerNorm) -> tuple[np.ndarray | None, ...]:
     if dout.dtype.kind != saved.rows.dtype.kind:
         raise GradientError("layer_norm", "x is real beside complex parameters, and has no real gradient", "Cast x too")
-    drows = np.ascontiguousarray(dout).reshape(saved.rows.shape)
+    drows = contiguous(dout).reshape(saved.rows.shape)
     dx, dweight, dbias = saved.kernel.layer_norm_backward(drows, saved.rows, saved.weight, saved.mean, saved.rstd)
     return (
         dx.reshape(saved.shape),
@@ -108,7 +109,7 @@ def rms_norm_forward(
 
 
 def rms_norm_backward(dout: np.ndarray, saved: RMSNorm) -> tuple[np.ndarray | None, ...]:
-    drows = np.ascontiguousarray(dout).reshape(saved.rows.shape)
+    drows = contiguous(dout).reshape(saved.rows.shape)
     dx, dweight = saved.kernel.rms_norm_backward(drows, saved.rows, saved.weight, saved.rrms)
     return dx.reshape(saved.shape), None if saved.weight is None else dweight.reshape(saved.normalized_shape)
 

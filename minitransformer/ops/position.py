@@ -9,6 +9,7 @@ import numpy as np
 from minitransformer.autograd import register
 from minitransformer.checks import allocate, check_choice, check_number, check_size
 from minitransformer.errors import ConfigError, DTypeError, ShapeError
+from minitransformer.kernels.gpu.arrays import is_array, like, to_host
 from minitransformer.ops.activation import check_float
 
 
@@ -51,7 +52,7 @@ def rope_forward(
     check_choice("apply_rope", "layout", layout, ("half", "interleaved"))
     if check_number("apply_rope", "base", base) == 0:
         raise ConfigError("apply_rope", "base is 0, expected a positive number", "Keep the default, 10000")
-    if not isinstance(positions, np.ndarray) or positions.dtype.kind not in "iu":
+    if not is_array(positions) or positions.dtype.kind not in "iu":
         raise DTypeError("apply_rope", "positions are not integers", "Pass np.arange(T)")
     B, _, T, D = x.shape
     if positions.shape not in ((T,), (B, T)):
@@ -61,7 +62,7 @@ def rope_forward(
             "Give one position per token",
         )
     # Angles in float64: float32 loses a radian at position 10^7.
-    cos, sin = angles(positions, D, x.real.dtype, base)
+    cos, sin = (like(x, part) for part in angles(to_host(positions), D, x.real.dtype, base))
     return _rotate(x, cos, sin, layout), Rotation(cos, sin, layout)
 
 

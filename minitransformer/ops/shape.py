@@ -11,9 +11,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from minitransformer import kernels
 from minitransformer.autograd import check_arrays, check_axis, refused_index, register
 from minitransformer.checks import is_integer, shown
 from minitransformer.errors import AllocationError, DTypeError, RangeError, ShapeError
+from minitransformer.kernels.gpu.arrays import is_array, like, on_device, plain
 from minitransformer.ops.arithmetic import Shapes, check_operands, shapes_of, sum_to
 
 MAX_AXES = 64  # of NumPy
@@ -117,19 +119,32 @@ def expand_backward(dout: np.ndarray, saved: Shape) -> tuple[np.ndarray]:
 def getitem_forward(x: np.ndarray, *, index: Any) -> tuple[np.ndarray, Index]:
     """NumPy indexing: slices are views, integer and boolean arrays gather copies."""
     try:
-        return x[index], Index(x.shape, index)
+        return x[_beside(x, index)], Index(x.shape, index)
     except (IndexError, TypeError, ValueError, OverflowError) as error:
         raise refused_index("getitem", x.shape, error) from None
 
 
 def getitem_backward(dout: np.ndarray, saved: Index) -> tuple[np.ndarray]:
-    dx = np.zeros(saved.shape, dout.dtype)
     parts = saved.index if isinstance(saved.index, tuple) else (saved.index,)
-    if any(isinstance(part, (np.ndarray, list)) for part in parts):
+    gathers = any(isinstance(part, list) or is_array(part) for part in parts)
+    if gathers and on_device(dout):  # summed in order, as no scattered addition on a GPU is
+        size = math.prod(saved.shape)
+        places = np.arange(size).reshape(saved.shape)[_beside(np.empty(0), saved.index)].reshape(-1)
+        kernel = kernels.serve("rowwise", dout)
+        return (kernel.embedding_backward(dout.reshape(-1, 1), like(dout, places), size).reshape(saved.shape),)
+    dx = np.zeros_like(dout, shape=saved.shape)
+    if gathers:
         np.add.at(dx, saved.index, dout)  # a gathered element may occur several times
     else:
         dx[saved.index] = dout
     return (dx,)
+
+
+def _beside(x: np.ndarray, index: Any) -> Any:
+    """`index` with its arrays where `x` is."""
+    if isinstance(index, tuple):
+        return tuple(_beside(x, part) for part in index)
+    return like(x, index) if is_array(index) else index
 
 
 def concat_forward(*arrays: np.ndarray, dim: int) -> tuple[np.ndarray, Pieces]:
@@ -198,7 +213,9 @@ def split_backward(douts: tuple[np.ndarray, ...], saved: Pieces) -> tuple[np.nda
 
 def where_forward(a: Any, b: Any, condition: np.ndarray) -> tuple[np.ndarray, Choice]:
     """`a` where `condition`, else `b`; the branch not taken gets gradient 0, even if it is NaN there."""
-    condition = np.asarray(condition)  # a comparison of 0-d arrays gives one bool
+    arrays = [x for x in (a, b) if is_array(x)]
+    condition = plain(condition)  # a comparison of 0-d arrays gives one bool
+    condition = like(arrays[0], condition) if arrays else condition  # a mask may come from the host
     check_operands("where", a, b)
     if max(map(np.ndim, (condition, a, b))) > 32:
         raise ShapeError("where", "an operand has more than 32 axes, which numpy.where has not", "Reshape them")

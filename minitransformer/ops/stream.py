@@ -16,6 +16,7 @@ import numpy as np
 from minitransformer import kernels
 from minitransformer.errors import ShapeError
 from minitransformer.kernels.decode.step import block_shapes
+from minitransformer.kernels.gpu.arrays import contiguous, is_array
 from minitransformer.ops.activation import check_float
 from minitransformer.ops.dropout import Dropped, dropout_backward
 from minitransformer.ops.sublayers import Call, Rate, Sublayer, bias_gradient, drop
@@ -58,7 +59,7 @@ def stream_forward(
     B, T, C = x.shape
     call = Call((B, T, C), *(kernels.serve(family, x) for family in ("attention", "rowwise", "pointwise")))
     sublayers = tuple(Sublayer(*weights[i : i + 6]) for i in range(0, len(weights), 6))
-    rows = np.ascontiguousarray(x).reshape(B * T, C)
+    rows = contiguous(x).reshape(B * T, C)
     given, stats = _norm(call, norms, rows, sublayers[0]) if norms.first else (rows, ())
     steps = []
     for w, following, work, rate in zip(sublayers, (*sublayers[1:], None), works, dropouts, strict=True):
@@ -87,7 +88,7 @@ def stream_backward(
     """
     norms, call = saved.norms, saved.call
     B, T, C = call.shape
-    dy = np.ascontiguousarray(dout).reshape(B * T, C)
+    dy = contiguous(dout).reshape(B * T, C)
     dx, gradients, others = dy, [], []
     for w, step, work in zip(saved.weights[::-1], saved.steps[::-1], works[::-1], strict=True):
         if not norms.first:
@@ -178,7 +179,7 @@ def check_layer(op: str, x: np.ndarray, weights: Any, heads: tuple[int, int], ac
     for name, array, shape in zip(weights._fields, weights, expected, strict=True):
         if array is None and name.endswith("bias"):
             continue
-        if not isinstance(array, np.ndarray) or array.dtype.kind not in "fc":
+        if not is_array(array) or array.dtype.kind not in "fc":
             check_float(op, **{name: array})
         if array.shape != shape:
             problem = f"{name} has shape {array.shape}, expected {shape} for x {x.shape}"
@@ -188,5 +189,5 @@ def check_layer(op: str, x: np.ndarray, weights: Any, heads: tuple[int, int], ac
 def in_one_dtype(weights: Sequence[Any], *arrays: np.ndarray) -> tuple[list[Any], list[np.ndarray]]:
     """The weights, contiguous, and the arrays, in the widest dtype among them."""
     dtype = np.result_type(*{a.dtype for a in (*weights, *arrays) if a is not None})
-    ready = [None if w is None else np.ascontiguousarray(w, dtype) for w in weights]
+    ready = [None if w is None else contiguous(w, dtype) for w in weights]
     return ready, [a.astype(dtype, copy=False) for a in arrays]

@@ -13,6 +13,7 @@ import numpy as np
 
 from minitransformer import kernels
 from minitransformer.kernels.attention.problem import Problem
+from minitransformer.kernels.gpu.arrays import contiguous, like
 from minitransformer.ops.dropout import Dropped, dropout_backward, dropout_forward
 from minitransformer.ops.position import Rotation, rope_backward, rope_forward
 from minitransformer.random import DrawKey
@@ -89,7 +90,7 @@ def self_attention_forward(
     if linear:
         kernel = kernels.serve("linear_attention", x)
         if problem.mask is not None:
-            k = np.where(problem.mask.swapaxes(2, 3), k, k.dtype.type(-np.inf))  # the feature map of that is 0
+            k = np.where(like(k, problem.mask.swapaxes(2, 3)), k, k.dtype.type(-np.inf))  # the feature map of that is 0
         out, lse = kernel.forward(q, k, v, True, "elu")
         merged = out.transpose(0, 2, 1, 3).reshape(B * T, -1)
     else:
@@ -99,7 +100,7 @@ def self_attention_forward(
 
 def self_attention_backward(dmerged: np.ndarray, w: Sublayer, saved: Attended, call: Call) -> tuple[Any, ...]:
     (B, H, T, _), K = saved.qkv[0].shape, saved.qkv[1].shape[1]
-    dqkv = np.empty((B * T, len(w.into)), dmerged.dtype)
+    dqkv = np.empty_like(dmerged, shape=(B * T, len(w.into)))
     dq, dk, dv = _split(_heads(dqkv, B, T, H + 2 * K), H, H + K)
     _attend_backward(call, saved, dmerged, dq, dk, dv)
     if saved.ropes is not None:
@@ -114,7 +115,7 @@ def cross_attention_forward(
     """The heads side by side, (N, C): queries of x, keys and values of `memory` (B, S, C) in one product."""
     T, (B, S, C) = call.shape[1], memory.shape
     q_bias, kv_bias = (None, None) if w.into_bias is None else (w.into_bias[:C], w.into_bias[C:])
-    memory = np.ascontiguousarray(memory).reshape(B * S, C)
+    memory = contiguous(memory).reshape(B * S, C)
     q = _heads(_linear(x, w.into[:C], q_bias), B, T, num_heads)
     k, v = _split(_heads(_linear(memory, w.into[C:], kv_bias), B, S, 2 * num_heads), num_heads)
     merged, lse = _attend(call, q, k, v, problem)
@@ -124,9 +125,9 @@ def cross_attention_forward(
 def cross_attention_backward(dmerged: np.ndarray, w: Sublayer, saved: Attended, call: Call) -> tuple[Any, ...]:
     """The last one is dmemory (B, S, C)."""
     (B, T, C), (_, H, S, _) = call.shape, saved.qkv[1].shape
-    dq, dkv = (np.empty(shape, dmerged.dtype) for shape in ((B * T, C), (B * S, 2 * C)))
+    dq, dkv = (np.empty_like(dmerged, shape=shape) for shape in ((B * T, C), (B * S, 2 * C)))
     _attend_backward(call, saved, dmerged, _heads(dq, B, T, H), *_split(_heads(dkv, B, S, 2 * H), H))
-    d_into = np.empty(w.into.shape, dmerged.dtype)
+    d_into = np.empty_like(w.into, dmerged.dtype)
     np.matmul(dq.T, saved.x, out=d_into[:C])
     np.matmul(dkv.T, saved.memory, out=d_into[C:])  # type: ignore[arg-type]
     d_bias = None if w.into_bias is None else np.concatenate([call.rowwise.column_sum(d) for d in (dq, dkv)])
@@ -187,7 +188,7 @@ def _split(heads: np.ndarray, *ends: int) -> tuple[np.ndarray, ...]:
 def _attend(call: Call, q: np.ndarray, k: np.ndarray, v: np.ndarray, problem: Problem) -> tuple[np.ndarray, np.ndarray]:
     """The heads' results side by side, (B T, C), and the log-sum-exp."""
     B, H, T, D = q.shape
-    merged = np.empty((B * T, H * D), q.dtype)
+    merged = np.empty_like(q, shape=(B * T, H * D))
     _, lse = call.attention.forward(q, k, v, None, _heads(merged, B, T, H), problem)
     return merged, lse
 

@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from minitransformer.autograd import check_device
 from minitransformer.checks import check_choice, check_flag, is_number, path_of, shown
 from minitransformer.errors import ConfigError
+from minitransformer.kernels.gpu.arrays import DEVICES
 from minitransformer.models.base import Config
 from minitransformer.optim import schedules
 from minitransformer.random import check_seed
@@ -101,7 +101,7 @@ class TrainConfig(Config):
                 f"min_learning_rate {self.min_learning_rate} is above learning_rate {self.learning_rate}",
                 "Lower min_learning_rate too",
             )
-        check_device("TrainConfig", self.device)
+        check_choice("TrainConfig", "device", self.device, ("auto", *DEVICES))
 
     def _whole(self, name: str, least: int) -> None:
         value, most = getattr(self, name), _MOST.get(name, 2**31 - 1)

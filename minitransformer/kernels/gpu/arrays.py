@@ -6,11 +6,13 @@ makes out of nothing has no library to ask, so new arrays come from `np.empty_li
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
+from minitransformer.checks import shown
 from minitransformer.errors import DeviceError, require
 
 
@@ -23,8 +25,8 @@ class SimulatedArray(NDArrayOperatorsMixin):
 
     synchronisations = 0  # in this process: a GPU would have had to finish all its work
 
-    def __init__(self, host: np.ndarray) -> None:
-        self.host = host
+    def __init__(self, host: np.ndarray, base: SimulatedArray | None = None) -> None:
+        self.host, self.base = host, base
 
     # What CuPy's arrays have too, and our code uses.
     shape = property(lambda self: self.host.shape)
@@ -35,8 +37,8 @@ class SimulatedArray(NDArrayOperatorsMixin):
     itemsize = property(lambda self: self.host.itemsize)
     nbytes = property(lambda self: self.host.nbytes)
     flags = property(lambda self: self.host.flags)
-    T = property(lambda self: SimulatedArray(self.host.T))
-    real = property(lambda self: SimulatedArray(self.host.real))
+    T = property(lambda self: _wrap(self.host.T, (self,), {}))
+    real = property(lambda self: _wrap(self.host.real, (self,), {}))
 
     def get(self) -> np.ndarray:
         """A copy on the host."""
@@ -64,7 +66,7 @@ class SimulatedArray(NDArrayOperatorsMixin):
         return f"SimulatedArray({self.host!r})"
 
     def __getitem__(self, index: Any) -> SimulatedArray:
-        return SimulatedArray(np.asarray(self.host[_unwrap(index)]))
+        return _wrap(self.host[_unwrap(index)], (self,), {})
 
     def __setitem__(self, index: Any, value: Any) -> None:
         self.host[_unwrap(index)] = _unwrap(value)
@@ -73,15 +75,15 @@ class SimulatedArray(NDArrayOperatorsMixin):
         raise TypeError("Implicit conversion to a NumPy array is not allowed. Use `.get()`")
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
-        return _wrap(getattr(ufunc, method)(*_unwrap(inputs), **_unwrap(kwargs)), kwargs)
+        return _wrap(getattr(ufunc, method)(*_unwrap(inputs), **_unwrap(kwargs)), inputs, kwargs)
 
     def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
-        return _wrap(func(*_unwrap(args), **_unwrap(kwargs)), kwargs)
+        return _wrap(func(*_unwrap(args), **_unwrap(kwargs)), args, kwargs)
 
 
 def _method(name: str) -> Any:
     def method(self: SimulatedArray, *args: Any, **kwargs: Any) -> Any:
-        return _wrap(getattr(self.host, name)(*_unwrap(args), **_unwrap(kwargs)), kwargs)
+        return _wrap(getattr(self.host, name)(*_unwrap(args), **_unwrap(kwargs)), (self,), kwargs)
 
     method.__name__ = name
     return method
@@ -103,14 +105,18 @@ def _unwrap(value: Any) -> Any:
     return {k: _unwrap(v) for k, v in value.items()} if isinstance(value, dict) else value
 
 
-def _wrap(result: Any, kwargs: dict[str, Any]) -> Any:
-    """What an operation returned, on the device; the array that it was told to write to, itself."""
+def _wrap(result: Any, given: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What an operation made of the arrays `given`, on the device; the array that it was told to write to, itself."""
     out = kwargs.get("out")
     if out is not None:
         return out[0] if isinstance(out, tuple) else out
     if isinstance(result, (tuple, list)):
-        return type(result)(_wrap(r, {}) for r in result)
-    return SimulatedArray(np.asarray(result)) if isinstance(result, (np.ndarray, np.generic)) else result
+        return type(result)(_wrap(r, given, {}) for r in result)
+    if not isinstance(result, (np.ndarray, np.generic)):
+        return result
+    result = np.asarray(result)
+    owners = [x for x in given if isinstance(x, SimulatedArray) and np.may_share_memory(x.host, result)]
+    return SimulatedArray(result, owners[0].base or owners[0] if owners else None)
 
 
 def cupy() -> Any:
@@ -118,13 +124,58 @@ def cupy() -> Any:
     return require("cupy", extra="cuda", purpose="device cuda")
 
 
+@cache
+def _check_cuda() -> None:
+    """`MissingExtraError` or `DeviceError` unless CuPy and a GPU can be used."""
+    library = cupy()
+    try:
+        count = library.cuda.runtime.getDeviceCount()
+    except library.cuda.runtime.CUDARuntimeError as error:
+        problem = f"no GPU can be used ({error})"
+        raise DeviceError("device cuda", problem, "Install a driver for CUDA, or use device='cpu'") from None
+    if not count:
+        raise DeviceError("device cuda", "this machine has no GPU that can be used", "Use device='cpu'")
+
+
+DEVICES = "cpu", "cuda", "simulator"
+
+
+def check_device(op: str, device: Any) -> str:
+    """`device`; `DeviceError` or `MissingExtraError` unless it is one of `DEVICES` and can be used here."""
+    if not isinstance(device, str) or device not in DEVICES:
+        problem = f"device is {shown(device)}, expected one of {', '.join(map(repr, DEVICES))}"
+        raise DeviceError(op, problem, "Use 'cpu', or 'cuda' where there is a GPU")
+    if device == "cuda":
+        _check_cuda()
+    return device
+
+
 def on_device(array: Any) -> bool:
     """Whether it is CuPy's, or of the simulator."""
     return isinstance(array, SimulatedArray) or type(array).__module__.partition(".")[0] == "cupy"
 
 
+def is_array(x: Any) -> bool:
+    """Whether it is an array, wherever it is."""
+    return isinstance(x, np.ndarray) or on_device(x)
+
+
+def plain(x: Any, dtype: Any = None) -> Any:
+    """What arithmetic returned as an array, in `dtype` if one is given: NumPy makes numbers of arrays without axes."""
+    if isinstance(x, (np.ndarray, np.generic)) or not on_device(x):
+        return np.asarray(x, dtype)
+    return x if dtype is None or x.dtype == dtype else x.astype(dtype)
+
+
+def contiguous(x: Any, dtype: Any = None) -> Any:
+    """`x`, of at least one axis, in C's order, in `dtype` if one is given; itself if it is so."""
+    if isinstance(x, np.ndarray):
+        return np.ascontiguousarray(x, dtype)
+    return x if x.flags.c_contiguous and dtype in (None, x.dtype) else x.astype(dtype or x.dtype, order="C")
+
+
 def device_of(array: Any) -> str:
-    """ "cpu", "cuda" or "simulator"."""
+    """The one of `DEVICES` where `array` is."""
     if isinstance(array, SimulatedArray):
         return "simulator"
     return "cuda" if on_device(array) else "cpu"
@@ -135,13 +186,19 @@ def to_host(array: Any) -> np.ndarray:
     return array.get() if on_device(array) else array
 
 
-def like(array: Any, host: np.ndarray) -> Any:
+def move(array: Any, device: str) -> Any:
+    """The same numbers on `device`: `array` itself if it is there."""
+    if device_of(array) == device:
+        return array
+    host = to_host(array)
+    if device == "cpu":
+        return host
+    return SimulatedArray(host.copy()) if device == "simulator" else cupy().asarray(host)
+
+
+def like(array: Any, host: Any) -> Any:
     """The numbers of `host` where `array` is."""
-    if isinstance(array, SimulatedArray):
-        return SimulatedArray(host.copy())
-    if on_device(array):
-        return cupy().asarray(host)
-    return host
+    return move(host, device_of(array))
 
 
 def flat(array: Any) -> Any:
