@@ -131,7 +131,10 @@ def _check_upstream(t: TensorBase, gradient: Any) -> np.ndarray:
                 "Reduce it first (.sum(), .mean()), or pass gradient= of the same shape",
             )
         return np.ones_like(t._data)
-    gradient = plain(as_array("backward", gradient))
+    gradient = as_array("backward", gradient)
+    gradient = (
+        plain(gradient) if is_array(gradient) else np.full_like(t._data, gradient, np.result_type(gradient), shape=())
+    )
     check_same_device("backward", "gradient", gradient, device_of(t._data))
     if gradient.shape != t._data.shape:
         raise ShapeError(

@@ -18,7 +18,7 @@ from minitransformer.autograd.base import (
 )
 from minitransformer.autograd.graph import Node
 from minitransformer.autograd.tensor import Tensor
-from minitransformer.errors import DeviceError, DTypeError, GradientError, MiniTransformerError, ShapeError
+from minitransformer.errors import DeviceError, DTypeError, GradientError, ShapeError
 from minitransformer.kernels.gpu.arrays import check_device, device_of, is_array, move, on_device, to_host
 from minitransformer.memory import owner_of
 
@@ -74,9 +74,9 @@ class Op:
                 out, saved = self.forward(*arrays, **static)
         except MemoryError as error:
             raise too_large(self.name, error, arrays) from error
-        except TypeError as error:  # of arrays on more than one device; ours are for other things
-            devices = sorted({device_of(a) for a in arrays if is_array(a)})
-            if len(devices) > 1 and not isinstance(error, MiniTransformerError):
+        except TypeError as error:
+            devices = sorted({device_of(a) for a in arrays if is_array(a) and a.dtype.kind in "fc"})
+            if len(devices) > 1:
                 problem = f"got arrays on {' and '.join(map(repr, devices))}, expected one device"
                 raise DeviceError(self.name, problem, "Move one of them: t.to(device)") from error
             raise

@@ -24,7 +24,7 @@ from minitransformer.autograd.graph import differentiate
 from minitransformer.autograd.indexing import assign, check_writable, plain_index
 from minitransformer.autograd.protocols import UFUNCS, call_on_arrays, compare
 from minitransformer.checks import check_flag
-from minitransformer.errors import DTypeError, GradientError, RangeError, ShapeError
+from minitransformer.errors import DeviceError, DTypeError, GradientError, RangeError, ShapeError
 from minitransformer.kernels.gpu.arrays import device_of, plain, to_host
 
 
@@ -144,7 +144,9 @@ class Tensor(TensorBase):
 
         `DeviceError` for a tensor that is not on the host.
         """
-        check_same_device("numpy", "the tensor", self._data, "cpu")
+        if not isinstance(self._data, np.ndarray):
+            problem = f"the tensor is on {self.device!r}, expected it on 'cpu'"
+            raise DeviceError("numpy", problem, "Copy it to the host: t.to('cpu').numpy()")
         return self._data
 
     def item(self) -> Any:

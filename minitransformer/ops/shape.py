@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -163,7 +164,12 @@ def concat_forward(*arrays: np.ndarray, dim: int) -> tuple[np.ndarray, Pieces]:
 
 
 def concat_backward(dout: np.ndarray, saved: Pieces) -> tuple[np.ndarray, ...]:
-    return tuple(piece.copy() for piece in np.split(dout, np.cumsum(saved.sizes)[:-1], saved.dim))
+    return tuple(piece.copy() for piece in np.split(dout, _edges(saved.sizes), saved.dim))
+
+
+def _edges(sizes: Sequence[int]) -> list[int]:
+    """Where pieces of these sizes end, but the last."""
+    return list(accumulate(sizes))[:-1]
 
 
 def stack_forward(*arrays: np.ndarray, dim: int) -> tuple[np.ndarray, Dims]:
@@ -204,7 +210,7 @@ def split_forward(x: np.ndarray, *, sizes: int | Sequence[int], dim: int) -> tup
                 f"sizes {lengths} sum to {sum(lengths)}, expected {length} for axis {axis} of shape {x.shape}",
                 "Pass non-negative sizes that sum to the axis",
             )
-    return np.split(x, np.cumsum(lengths)[:-1], axis), Pieces(tuple(lengths), axis)
+    return np.split(x, _edges(lengths), axis), Pieces(tuple(lengths), axis)
 
 
 def split_backward(douts: tuple[np.ndarray, ...], saved: Pieces) -> tuple[np.ndarray]:

@@ -8,8 +8,9 @@ from zlib import crc32
 
 import numpy as np
 
-from minitransformer.autograd import Parameter, Tensor
+from minitransformer.autograd import Parameter, Tensor, check_same_device
 from minitransformer.errors import ConfigError, DTypeError, GradientError, ShapeError
+from minitransformer.kernels.gpu.arrays import device_of, is_array, on_device
 
 
 def _trainable(params: Iterable[Parameter]) -> tuple[list[Parameter], list[Parameter]]:
@@ -45,6 +46,7 @@ def _trainable(params: Iterable[Parameter]) -> tuple[list[Parameter], list[Param
                 + (f"{dtype} like the first" if dtype.char in "fd" else "float32 or float64"),
                 "Convert the model first: model.to('float32')",
             )
+        check_same_device("optim", f"a parameter of shape {p.shape}", p.data, trainable[0].device)
     return trainable, [p for p in given.values() if not p.requires_grad]
 
 
@@ -68,7 +70,7 @@ class FlatParameters:
         self.params = tuple(sorted(trainable, key=lambda p: p.ndim < 2))  # a stable sort
         self.num_decayed = sum(p.data.size for p in self.params if p.ndim >= 2)
         self._ends = tuple(accumulate(p.data.size for p in self.params))
-        self.data = np.empty(self._ends[-1], self.params[0].dtype)
+        self.data = np.empty_like(self.params[0].data, shape=self._ends[-1])
         self._views = self.views(self.data)
         for p, view in zip(self.params, self._views, strict=True):
             np.copyto(view, p.data)
@@ -83,12 +85,13 @@ class FlatParameters:
 
     def views(self, buffer: np.ndarray) -> list[np.ndarray]:
         """Views of `buffer`, contiguous and of shape (size,), shaped like `params`; else `ShapeError`."""
-        if not isinstance(buffer, np.ndarray) or buffer.dtype != self.data.dtype:
+        if not is_array(buffer) or buffer.dtype != self.data.dtype:
             raise DTypeError(
                 "FlatParameters.views",
                 f"buffer is {getattr(buffer, 'dtype', type(buffer).__name__)}, expected an array of {self.data.dtype}",
                 "Make it with np.empty_like(flat.data)",
             )
+        check_same_device("FlatParameters.views", "buffer", buffer, device_of(self.data))
         if buffer.shape != self.data.shape or not buffer.flags.c_contiguous:
             raise ShapeError(
                 "FlatParameters.views",
@@ -128,7 +131,7 @@ class FlatParameters:
                 "Call loss.backward() before step()",
             )
         views = self.views(out)
-        if not out.flags.writeable:
+        if not on_device(out) and not out.flags.writeable:
             raise ShapeError("FlatParameters.gather", "out is read-only", "Make it with np.empty_like(flat.data)")
         for p, view in zip(self.params, views, strict=True):
             if p.grad is None:

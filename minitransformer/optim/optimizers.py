@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from minitransformer.autograd import Parameter
+from minitransformer.autograd import Parameter, check_same_device
 from minitransformer.checks import check_count, check_number, is_integer, shown
 from minitransformer.errors import CheckpointError, ConfigError, DTypeError, ShapeError
 from minitransformer.kernels import serve
+from minitransformer.kernels.gpu.arrays import device_of, is_array, like, to_host
 from minitransformer.optim.flat import FlatParameters
 
 
@@ -63,7 +64,7 @@ class Optimizer(ABC):
                 self._gathered = np.empty_like(data)
             self.flat.gather(self._gathered)
             gradient = self._gathered
-        if not isinstance(gradient, np.ndarray) or gradient.dtype != data.dtype:
+        if not is_array(gradient) or gradient.dtype != data.dtype:
             raise DTypeError(
                 f"{self._name}.step",
                 f"gradient is {getattr(gradient, 'dtype', type(gradient).__name__)}, expected {data.dtype}",
@@ -75,6 +76,7 @@ class Optimizer(ABC):
                 f"gradient has shape {gradient.shape}, expected {data.shape}",
                 "Pass a flat NumPy array like optimizer.flat.data",
             )
+        check_same_device(f"{self._name}.step", "gradient", gradient, device_of(data))
         self.steps += 1
         self._update(data, gradient)
         for p in self.flat.params:
@@ -90,12 +92,12 @@ class Optimizer(ABC):
             p.grad = None
 
     def state(self) -> tuple[dict[str, np.ndarray], dict[str, int | float]]:
-        """Copies of the flat state arrays, and numbers: all that `load_state` needs to go on.
+        """Copies of the flat state arrays, on the host, and numbers: all that `load_state` needs to go on.
 
         Hyperparameters other than `lr` are not part of it; neither are the parameters.
         """
         numbers: dict[str, int | float] = {"steps": self.steps, "lr": self.lr, "layout": self.flat.layout}
-        return {name: array.copy() for name, array in self._state.items()}, numbers
+        return {name: np.array(to_host(array)) for name, array in self._state.items()}, numbers
 
     def load_state(self, arrays: Mapping[str, np.ndarray], numbers: Mapping[str, int | float]) -> None:
         """Go on from what `state` returned: the next steps are the same, bit for bit.
@@ -126,7 +128,7 @@ class Optimizer(ABC):
             raise CheckpointError(op, error.problem, again) from None
         self.steps = steps
         for name, mine in self._state.items():
-            np.copyto(mine, arrays[name])
+            np.copyto(mine, like(mine, arrays[name]))
 
 
 class SGD(Optimizer):

@@ -11,7 +11,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import accumulate, pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from minitransformer.diagnose import first_bad_op, range_text
 from minitransformer.errors import NonFiniteError
 from minitransformer.gradients import gradient_error
 from minitransformer.kernels import serve
+from minitransformer.kernels.gpu.arrays import on_device, to_host
 from minitransformer.memory import keep_freed_memory
 from minitransformer.models.base import Model
 from minitransformer.optim import SGD, Adam, AdamW, Optimizer
@@ -32,10 +33,13 @@ Batch = dict[str, np.ndarray]
 
 
 class StepResult(NamedTuple):
-    """`loss` is the mean over all targets of the step, `grad_norm` that of the gradient before clipping."""
+    """`loss` is the mean over all targets of the step, `grad_norm` that of the gradient before clipping.
 
-    loss: float
-    grad_norm: float
+    On a GPU both are arrays there until `TrainStep.read` makes numbers of them.
+    """
+
+    loss: Any
+    grad_norm: Any
     targets: int
 
 
@@ -76,35 +80,57 @@ class TrainStep:
         keep_freed_memory()
         self.gradient = np.zeros_like(optimizer.flat.data)  # of the last step, in the order of the flat buffer
         self._views = optimizer.flat.views(self.gradient)
+        self.on_gpu = on_device(optimizer.flat.data)
         self._kwargs = {"label_smoothing": config.label_smoothing} if config.label_smoothing else {}
 
     def __call__(self, batches: Sequence[Batch], step: int) -> StepResult:
         """Update the parameters once from `batches` (as many as are accumulated) at `step`, from 0.
 
-        Raises `NonFiniteError`, and updates nothing, if the loss or the gradient is not finite.
+        Raises `NonFiniteError`, and updates nothing, if the loss or the gradient is not finite. A GPU does not wait
+        to be asked: there `read` raises it, when further steps may have been made.
         """
         config = self.config
         loss = self._accumulate(batches, step)
-        if not np.isfinite(loss):
+        if not self.on_gpu and not np.isfinite(loss):
             raise self._failure(f"the loss is {loss} at step {step + 1}", batches, step)
         data = self.optimizer.flat.data
         kernel = serve("optimizer", data)
         if config.l1:
             kernel.add_l1(self.gradient, data, config.l1, self.optimizer.flat.num_decayed)
         norm = kernel.clip_(self.gradient, config.grad_clip or np.inf)
-        if not np.isfinite(norm):
+        if not self.on_gpu and not np.isfinite(norm):
             name = self._first_bad(self.gradient) or "the whole model (its norm overflows)"
             raise self._failure(f"the gradient of {name} is not finite at step {step + 1}", batches, step)
         self.optimizer.lr = self.schedule(step)
         self.optimizer.step(self.gradient)
+        if self.on_gpu:
+            return StepResult(loss, norm, self._targets(batches))
         # One pass tells, unless the square overflows by itself.
         if not np.isfinite(kernel.squared_norm(data)) and (spoilt := self._first_bad(data)):
             raise NonFiniteError("train", f"the update of step {step + 1} {self._update(spoilt)}", LOWER_RATE)
         return StepResult(float(loss), float(norm), self._targets(batches))
 
-    def _accumulate(self, batches: Sequence[Batch], step: int) -> float:
+    def read(self, results: Sequence[StepResult], last_step: int) -> list[StepResult]:
+        """Those of consecutive steps up to `last_step`, counted from 1, as numbers; waits for the GPU, once.
+
+        Raises `NonFiniteError` for the first that is not finite.
+        """
+        if not self.on_gpu:
+            return list(results)
+        numbers = to_host(np.stack([np.stack([r.loss, r.grad_norm.astype(r.loss.dtype)]) for r in results]))
+        first = last_step - len(results) + 1
+        for step, (loss, norm) in enumerate(numbers, start=first):
+            if not np.isfinite(loss) or not np.isfinite(norm):
+                what = f"the loss is {loss}" if not np.isfinite(loss) else f"the norm of the gradient is {norm}"
+                fix = f"{LOWER_RATE}, or resume on the CPU, which names the op"
+                raise NonFiniteError("train", f"{what} at step {step}", fix)
+        return [StepResult(float(x), float(n), r.targets) for (x, n), r in zip(numbers, results, strict=True)]
+
+    def _accumulate(self, batches: Sequence[Batch], step: int) -> Any:
         """Fill `gradient` with that of the mean loss over all targets of all batches; returns that loss."""
         shards = self._shards(batches)
+        if self.on_gpu:
+            return self._accumulate_on_gpu(shards, step)
         loss, total = 0.0, None
         for share, gradients in self.workers.run(partial(self._run, s, step) for s in shards):
             loss += share
@@ -116,6 +142,19 @@ class TrainStep:
             del gradients
         if total is not None and total is not self._views:
             _add(total, None, self._views)
+        return loss
+
+    def _accumulate_on_gpu(self, shards: Sequence[Shard], step: int) -> Any:
+        """`_accumulate` from this thread alone, which leaves the loss where it is."""
+        loss: Any = 0.0
+        for number, shard in enumerate(shards):
+            share, gradients = self._run(shard, step)
+            loss = loss + share
+            flat = np.concatenate([g.reshape(-1) for g in gradients])
+            if number:
+                self.gradient += flat
+            else:
+                self.gradient[...] = flat
         return loss
 
     def gradient_error(self, batches: Sequence[Batch], step: int) -> float:
@@ -135,17 +174,17 @@ class TrainStep:
         targets = self._targets(batches)
         shards, first = [], 0
         for batch in batches:
-            for row, rows in cut(batch, self.config.shards):
+            for row, rows in cut(batch, 1 if self.on_gpu else self.config.shards):
                 shards.append(Shard(first + row, rows, self.model.num_targets(**rows) / max(targets, 1)))
             first += len(next(iter(batch.values())))
         return shards
 
-    def _run(self, shard: Shard, step: int) -> tuple[float, list[np.ndarray]]:
+    def _run(self, shard: Shard, step: int) -> tuple[Any, list[np.ndarray]]:
         """This shard's part of the mean loss and of its gradient."""
         with random.scope(self.config.seed, step, shard.first_row):
             loss = self._loss(shard)
             gradients = grad(loss, self.optimizer.flat.params, gradient=shard.weight)
-        return loss.item() * shard.weight, gradients
+        return (loss.data if self.on_gpu else loss.item()) * shard.weight, gradients
 
     def _loss(self, shard: Shard) -> Tensor:
         return self.model(**shard.rows, **self._kwargs).loss

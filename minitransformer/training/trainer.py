@@ -17,8 +17,9 @@ import numpy as np
 
 from minitransformer.checkpoint import RunFolder, pack_arrays, unpack_arrays
 from minitransformer.checks import shown
-from minitransformer.errors import CheckpointError, ConfigError, DTypeError, GradientError, NonFiniteError
+from minitransformer.errors import CheckpointError, ConfigError, DeviceError, DTypeError, GradientError, NonFiniteError
 from minitransformer.files import LogFile, is_there, json_bytes, read_json, sealed, sha256
+from minitransformer.kernels.gpu.arrays import resolve_device
 from minitransformer.models.base import Model, read_weights
 from minitransformer.threads import Workers, get_num_threads, single_threaded_blas
 from minitransformer.training.callbacks import Callback, Progress, TrainResult
@@ -27,7 +28,9 @@ from minitransformer.training.failure import LOWER_RATE, evaluation_failure
 from minitransformer.training.step import Batch, StepResult, TrainStep, evaluate, make_optimizer
 
 # What a resumed run may change: the length of the run and how it is carried out.
-_MAY_CHANGE = {"out_dir", "max_steps", "threads", "progress", "save_interval"}
+_MAY_CHANGE = {"out_dir", "max_steps", "threads", "progress", "save_interval", "device"}
+
+_READ_EVERY = 10  # steps on a GPU, which goes on meanwhile
 
 
 class TrainData(Protocol):
@@ -58,6 +61,15 @@ class Trainer:
                 raise DTypeError("Trainer", f"{name} is {shown(value)}, expected a {kind.__name__}", "Make one first")
         if not isinstance(callbacks, (list, tuple)):
             raise DTypeError("Trainer", f"callbacks is {shown(callbacks)}, expected a list", "Pass [callback]")
+        device = resolve_device("Trainer", config.device)
+        if config.check_grads_every is not None and device != "cpu":
+            problem = "check_grads_every takes complex steps, which are for the CPU"
+            raise ConfigError("Trainer", problem, "Train with device='cpu', or leave it out")
+        elsewhere = {p.device for p in model.parameters()} - {"cpu", device}
+        if elsewhere:
+            problem = f"the model is on {', '.join(map(repr, sorted(elsewhere)))}, the config says {config.device!r}"
+            raise DeviceError("Trainer", problem, "Say device=... in the config, or move the model: model.to(...)")
+        model.to(device)
         self.model, self.config = model, config
         self.train_data, self.eval_data = train_data, eval_data
         self.callbacks = [*([Progress()] if config.progress else []), *callbacks]
@@ -89,28 +101,32 @@ class Trainer:
             try:
                 if self._run is not None and not self._run.has_checkpoint():
                     self._save(0, best=False)  # so that there is something to resume at any moment
+                unread: list[tuple[StepResult, dict[str, float]]] = []
                 for index in range(first, first if stopped else config.max_steps):
                     gradient_error = self._check_gradient(train_step, index)
-                    started = time.perf_counter()
-                    result = train_step(self._batches(index), index)
-                    seconds = time.perf_counter() - started
+                    if not unread:
+                        started = time.perf_counter()
+                    taken = train_step(self._batches(index), index)
+                    unread.append((taken, {"lr": self.optimizer.lr, **gradient_error}))
                     step = index + 1
                     last = step == config.max_steps
-                    record = {
-                        "step": step,
-                        "loss": result.loss,
-                        "lr": self.optimizer.lr,
-                        "grad_norm": result.grad_norm,
-                    }
-                    record |= gradient_error
+                    judged = self.eval_data is not None and (step % config.eval_interval == 0 or last)
+                    stops = judged or last or step % config.save_interval == 0 or interrupted.is_set()
+                    if train_step.on_gpu and not stops and len(unread) < _READ_EVERY:
+                        continue
+                    results = train_step.read([taken for taken, _ in unread], step)
+                    seconds = (time.perf_counter() - started) / len(unread)
+                    records = self._records(results, [known for _, known in unread], step)
+                    result, unread = results[-1], []
                     better = False
-                    if self.eval_data is not None and (step % config.eval_interval == 0 or last):
+                    if judged:
                         val_loss = self._evaluate(workers, step)
-                        record["val_loss"] = val_loss
+                        records[-1]["val_loss"] = val_loss
                         better = val_loss < self._best
                         self._best = min(val_loss, self._best)
                         self._bad_evaluations = 0 if better else self._bad_evaluations + 1
-                    self._log(record, result.targets, seconds)
+                    for record, of_step in zip(records, results, strict=True):
+                        self._log(record, of_step.targets, seconds)
                     if self._stale():
                         stopped = "early stopping"
                     elif interrupted.is_set() and not last:
@@ -125,6 +141,15 @@ class Trainer:
                 for callback in self.callbacks:
                     callback.on_end(self, ended)
         return ended
+
+    @staticmethod
+    def _records(results: Sequence[StepResult], known: Sequence[dict[str, float]], step: int) -> list[dict[str, Any]]:
+        """What is logged of the steps up to `step`."""
+        first = step - len(results) + 1
+        return [
+            {"step": number, "loss": result.loss, "lr": more["lr"], "grad_norm": result.grad_norm, **more}
+            for number, (result, more) in enumerate(zip(results, known, strict=True), start=first)
+        ]
 
     def _check_gradient(self, train_step: TrainStep, index: int) -> dict[str, float]:
         """`grad_error` for the record of a step at which the gradient is to be checked."""

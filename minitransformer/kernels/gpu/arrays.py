@@ -13,7 +13,7 @@ import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
 from minitransformer.checks import shown
-from minitransformer.errors import DeviceError, require
+from minitransformer.errors import DeviceError, MissingExtraError, require
 
 
 class SimulatedArray(NDArrayOperatorsMixin):
@@ -115,8 +115,10 @@ def _wrap(result: Any, given: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if not isinstance(result, (np.ndarray, np.generic)):
         return result
     result = np.asarray(result)
-    owners = [x for x in given if isinstance(x, SimulatedArray) and np.may_share_memory(x.host, result)]
-    return SimulatedArray(result, owners[0].base or owners[0] if owners else None)
+    for x in given:
+        if isinstance(x, SimulatedArray) and np.may_share_memory(x.host, result):
+            return SimulatedArray(result, x if x.base is None else x.base)
+    return SimulatedArray(result)
 
 
 def cupy() -> Any:
@@ -150,9 +152,20 @@ def check_device(op: str, device: Any) -> str:
     return device
 
 
+def resolve_device(op: str, device: str) -> str:
+    """`device`, and for "auto" the GPU if one can be used, else the CPU."""
+    if device != "auto":
+        return check_device(op, device)
+    try:
+        return check_device(op, "cuda")
+    except (DeviceError, MissingExtraError):
+        return "cpu"
+
+
 def on_device(array: Any) -> bool:
     """Whether it is CuPy's, or of the simulator."""
-    return isinstance(array, SimulatedArray) or type(array).__module__.partition(".")[0] == "cupy"
+    kind = type(array)
+    return kind is SimulatedArray or (kind.__name__ == "ndarray" and kind.__module__ == "cupy")
 
 
 def is_array(x: Any) -> bool:
