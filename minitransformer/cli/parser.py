@@ -68,12 +68,14 @@ def parser() -> Parser:
     _add_train(places)
     resume = _add(places, "resume", verbs.resume, "go on with a run, bit for bit", "resume runs/python-docs-1")
     resume.add_argument("path", metavar="RUN", help="folder of the run")
+    _add_device(resume, None)
     resume.add_argument(
         "--max-steps", type=whole, metavar="N", help="train up to this step this time; the schedule ends there too"
     )
     _add_generate(places)
     eval_ = _add(places, "eval", verbs.evaluate, "loss, perplexity and bits per byte", "eval runs/python-docs-1")
     eval_.add_argument("path", metavar="RUN", help="folder of a run or of a saved model")
+    _add_device(eval_, "cpu")
     eval_.add_argument("--data", metavar="NAME_OR_PATH", help="other text, used whole (default: its validation text)")
     text, example = "show the op at which NaN or infinity began", "inspect runs/python-docs-1/bad-op-step-12.npz"
     inspect = _add(places, "inspect", verbs.inspect, text, example)
@@ -102,6 +104,12 @@ def _add(
     parser.add_argument("--threads", type=whole, metavar="N", help="threads to use (default: all cores)")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
+
+
+def _add_device(parser: argparse.ArgumentParser, default: str | None) -> None:
+    shown = "that of the run" if default is None else default
+    text = f"cpu, cuda, auto (cuda if it can be used) or simulator, a slow GPU in Python (default: {shown})"
+    parser.add_argument("--device", default=default, metavar="X", help=text)
 
 
 def _add_train(places: Any) -> None:
@@ -141,6 +149,7 @@ def _add_generate(places: Any) -> None:
     example = "generate runs/python-docs-1 --prompt 'The '"
     parser = _add(places, "generate", verbs.generate, "continue a text", example)
     parser.add_argument("path", metavar="RUN", help="folder of a run or of a saved model")
+    _add_device(parser, "cpu")
     parser.add_argument("--prompt", metavar="TEXT", help="text to continue (default: a new line)")
     for name, parse, default, text in (
         ("max-new-tokens", whole, 500, "how many; past its context the model sees the last ones"),

@@ -21,6 +21,7 @@ from minitransformer.data.corpora import corpora
 from minitransformer.data.tokenizers import Tokenizer
 from minitransformer.errors import CheckpointError, ConfigError, DataError
 from minitransformer.files import is_there
+from minitransformer.kernels.gpu.arrays import resolve_device
 from minitransformer.models import GPT, GPTConfig, from_pretrained, pretrained_folder
 from minitransformer.random import manual_seed
 from minitransformer.threads import Workers, get_num_threads, set_num_threads, single_threaded_blas
@@ -63,9 +64,9 @@ def resume(arguments: Namespace) -> int:
     run = RunFolder.open(arguments.path)
     checkpoint = run.load("last") if run.has_checkpoint() else None
     step = checkpoint.step if checkpoint else 0
-    overrides = {"out_dir": arguments.path, "max_steps": arguments.max_steps, "threads": arguments.threads}
-    given = {name: value for name, value in overrides.items() if value is not None}
-    config = TrainConfig(**{**_described(run, "train"), **given})
+    names = "max_steps", "threads", "device"
+    given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
+    config = TrainConfig(**{**_described(run, "train"), "out_dir": arguments.path, **given})
     if arguments.max_steps is not None and arguments.max_steps <= step:
         problem = f"--max-steps is {arguments.max_steps}, and {arguments.path} is after step {step} already"
         raise ConfigError("resume", problem, "Name a later step, or leave it out")
@@ -100,7 +101,7 @@ def _finish(trainer: Trainer, data: TokenDataset, *, resume: bool) -> int:
 
 
 def generate(arguments: Namespace) -> int:
-    model, tokenizer, _ = _load(arguments.path)
+    model, tokenizer, _ = _load(arguments.path, arguments.device)
     names = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")
     options = {name: getattr(arguments, name) for name in names}
     for name in ("top_k", "top_p", "min_p"):
@@ -149,7 +150,7 @@ class _Printer:
 
 
 def evaluate(arguments: Namespace) -> int:
-    model, tokenizer, folder = _load(arguments.path)
+    model, tokenizer, folder = _load(arguments.path, arguments.device)
     T = model.config.block_size
     if arguments.data is None:
         _, dataset = _data_of_run(RunFolder.open(arguments.path), folder)
@@ -240,8 +241,9 @@ def _find_corpus(name_or_path: str) -> Corpus:
     return found if name_or_path in corpora() else corpus(Path(name_or_path).resolve())
 
 
-def _load(path: str) -> tuple[GPT, Tokenizer, Path]:
-    """The GPT at `path`, its tokenizer, and the folder that they lie in."""
+def _load(path: str, device: str) -> tuple[GPT, Tokenizer, Path]:
+    """The GPT at `path`, moved to `device`, its tokenizer, and the folder that they lie in."""
+    device = resolve_device("device", device)
     folder = pretrained_folder(path)
     model = from_pretrained(folder)
     if not isinstance(model, GPT):
@@ -250,6 +252,7 @@ def _load(path: str) -> tuple[GPT, Tokenizer, Path]:
     if not is_there(folder / "tokenizer.json"):
         fix = "Put it there with tokenizer.save(folder)"
         raise CheckpointError("tokenizer", f"{folder} holds a model and no tokenizer.json", fix)
+    model.to(device)
     return model, load_tokenizer(folder), folder
 
 
