@@ -1,13 +1,10 @@
-"""Linear attention in NumPy (Katharopoulos et al. 2020): the specification.
-
-    out_t = sum_s (phi(q_t) . phi(k_s)) v_s / sum_s phi(q_t) . phi(k_s),  s over all keys, or s <= t if causal
-
-A query whose denominator is 0 has out = 0 and gradient 0. Complex-clean: comparisons by the real part, no conjugation.
-"""
+"""Linear attention in NumPy: the specification, `formulas.py` over sums of outer products."""
 
 from __future__ import annotations
 
 import numpy as np
+
+from minitransformer.kernels.linear_attention import formulas
 
 CHUNK = 32  # tokens whose sums of k v^T are in memory at a time
 
@@ -16,10 +13,7 @@ def forward(
     q: np.ndarray, k: np.ndarray, v: np.ndarray, causal: bool, feature_map: str | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """out (B, H, T, E) and its denominators (B, H, T) for q (B, H, T, D), k (B, K, S, D), v (B, K, S, E)."""
-    x, y, z = _in_groups(_phi(q, feature_map), k), _phi(k, feature_map)[:, :, None], _with_ones(v)[:, :, None]
-    sums = _weighted_sums(x, y, z, causal).reshape(*q.shape[:3], v.shape[3] + 1)
-    den = sums[..., -1]
-    return _divided(sums[..., :-1], den), den.copy()
+    return formulas.forward(q, k, v, causal, feature_map, _weighted_sums)
 
 
 def backward(
@@ -32,25 +26,8 @@ def backward(
     causal: bool,
     feature_map: str | None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """dq, dk, dv, each a sum of the same form as the forward's.
-
-    With h_t = (dout_t, -<dout_t, out_t>) / den_t, the gradient of a numerator and its denominator, and u_s = (v_s, 1):
-
-    dphi(q_t) = sum_s <h_t, u_s> phi(k_s)
-    dphi(k_s) = sum_t <u_s, h_t> phi(q_t)
-    du_s = sum_t <phi(k_s), phi(q_t)> h_t
-    """
-    inner = np.einsum("bhte,bhte->bht", dout, out)[..., None]
-    h = _in_groups(_divided(np.concatenate([dout, -inner], axis=-1), den), k)  # (B, K, H / K, T, E + 1)
-    x, y, z = _in_groups(_phi(q, feature_map), k), _phi(k, feature_map)[:, :, None], _with_ones(v)[:, :, None]
-    dq = _weighted_sums(h, z, y, causal).reshape(q.shape) * _slope(q, feature_map)
-    # A key is summed over the queries from its own on: backwards in time, over those up to it.
-    if causal:
-        x, y, z, h = (a[..., ::-1, :] for a in (x, y, z, h))
-    dk, dv = (_weighted_sums(*arrays, causal).sum(axis=2) for arrays in ((z, h, x), (y, x, h[..., :-1])))
-    if causal:
-        dk, dv = dk[..., ::-1, :], dv[..., ::-1, :]
-    return dq, dk * _slope(k, feature_map), np.ascontiguousarray(dv)
+    """dq, dk, dv."""
+    return formulas.backward(dout, q, k, v, out, den, causal, feature_map, _weighted_sums)
 
 
 def _weighted_sums(x: np.ndarray, y: np.ndarray, z: np.ndarray, causal: bool) -> np.ndarray:
@@ -66,34 +43,3 @@ def _weighted_sums(x: np.ndarray, y: np.ndarray, z: np.ndarray, causal: bool) ->
         out[part] = np.matmul(x[part][..., None, :], states)[..., 0, :]
         state = states[..., -1:, :, :]
     return out
-
-
-def _in_groups(x: np.ndarray, k: np.ndarray) -> np.ndarray:
-    """(B, H, T, D) -> (B, K, H / K, T, D): the query heads that share each key head."""
-    B, K = k.shape[:2]
-    return x.reshape(B, K, x.shape[1] // K, *x.shape[2:])
-
-
-def _with_ones(v: np.ndarray) -> np.ndarray:
-    """A 1 at the end of each row: its weighted sum is the sum of the weights."""
-    return np.concatenate([v, np.ones((*v.shape[:-1], 1), v.dtype)], axis=-1)
-
-
-def _divided(x: np.ndarray, den: np.ndarray) -> np.ndarray:
-    """Rows of x by their denominators, 0 where that is 0."""
-    empty = (den.real == 0)[..., None]
-    return np.where(empty, x.dtype.type(0), x / np.where(empty, den.dtype.type(1), den[..., None]))
-
-
-def _phi(x: np.ndarray, feature_map: str | None) -> np.ndarray:
-    """elu(x) + 1, or x as it is."""
-    if feature_map is None:
-        return x
-    return np.where(x.real > 0, x + 1, np.exp(np.where(x.real > 0, x.dtype.type(0), x)))
-
-
-def _slope(x: np.ndarray, feature_map: str | None) -> np.ndarray:
-    """d phi / dx"""
-    if feature_map is None:
-        return np.ones_like(x)
-    return np.exp(np.where(x.real > 0, x.dtype.type(0), x))
