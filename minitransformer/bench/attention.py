@@ -17,7 +17,9 @@ from minitransformer.bench import peer
 from minitransformer.bench.gemm import Square
 from minitransformer.bench.harness import OURS, alternate, compare, milliseconds, paced, publish, spread, start, timed
 from minitransformer.bench.report import Spread, table
-from minitransformer.errors import GradientError
+from minitransformer.checks import shown
+from minitransformer.errors import ConfigError, GradientError
+from minitransformer.kernels.gpu.arrays import resolve_device
 from minitransformer.ops.attention import make_problem
 from minitransformer.threads import Workers, get_num_threads, single_threaded_blas
 
@@ -90,7 +92,8 @@ def run(
     *,
     rounds: int = 10,
     backend: str | None = None,
-    cases: Sequence[Case] = CASES,
+    device: str = "cpu",
+    cases: Sequence[Case] | None = None,
     json_path: str | Path | None = None,
     plot_path: str | Path | None = None,
 ) -> dict[str, Any]:
@@ -100,8 +103,14 @@ def run(
     that if causal, and 2.5 times as much backward; it is set against the rate of a square matrix product on
     all threads, measured in the same rounds. Raises `ConfigError` for a count below 1 or a backend that
     attention lacks, `GradientError`, before anything is timed, if ours and torch's results differ.
+
+    On another `device`, see `gpu_attention`: its own cases, clock and peers.
     """
     facts = start("bench attention", plot_path, rounds=rounds)
+    device = resolve_device("bench attention", device)
+    if device != "cpu":
+        return _on_a_device(device, facts, rounds, backend, cases, json_path, plot_path)
+    cases = CASES if cases is None else cases
     with kernels.use_backend(backend) if backend is not None else nullcontext():
         served = kernels.serve("attention").__name__.rpartition(".")[2]
         with Workers(get_num_threads()) as workers, ExitStack() as stack:
@@ -124,12 +133,37 @@ def run(
     return publish(figures, _text(measured, served), groups=groups, json_path=json_path, plot_path=plot_path)
 
 
+def _on_a_device(
+    device: str,
+    facts: dict[str, Any],
+    rounds: int,
+    backend: str | None,
+    cases: Sequence[Case] | None,
+    json_path: str | Path | None,
+    plot_path: str | Path | None,
+) -> dict[str, Any]:
+    from minitransformer.bench import gpu_attention  # which needs this file
+
+    if backend is not None:
+        problem = f"backend is {shown(backend)}, and on {device!r} there is only one"
+        raise ConfigError("bench attention", problem, "Leave out --backend")
+    found = gpu_attention.measure(device, gpu_attention.CASES if cases is None else cases, rounds)
+    figures = {"what": "attention", "machine": facts, "device": device, "rounds": rounds, "unit": "TFLOP/s", **found}
+    groups = {
+        f"{case}\n{passes}": {name: side["tflops"] for name, side in of_case[passes]["sides"].items()}
+        for case, of_case in found["cases"].items()
+        for passes in PASSES
+    }
+    text = gpu_attention.text_of(found)
+    return publish(figures, text, groups=groups, json_path=json_path, plot_path=plot_path)
+
+
 def _measure(case: Case, torches: Mapping[str, peer.Peer], square: Square, rounds: int) -> dict[str, Any]:
     ours = Ours(case)
     for torch in torches.values():
         torch.make("attention", case=case, threads=get_num_threads())
     for torch in list(torches.values())[:1]:
-        _check(case, ours.both(), torch)
+        check(case, ours.both(), torch)
     timers: dict[str, Callable[[str, int], list[float]]] = {
         OURS: ours.time,
         **{name: partial(_ask, torch) for name, torch in torches.items()},
@@ -165,7 +199,7 @@ def _figures(blocks: list[list[float]], flops: float, machine: Spread) -> dict[s
     return {"ms": milliseconds(blocks), "gflops": rates, "percent_of_gemm": 100 * rates["median"] / machine["median"]}
 
 
-def _check(case: Case, ours: Mapping[str, np.ndarray], torch: peer.Peer) -> None:
+def check(case: Case, ours: Mapping[str, np.ndarray], torch: peer.Peer) -> None:
     """`GradientError` if the results of both sides differ by more than rounding."""
     with tempfile.TemporaryDirectory() as folder:
         torch.call("save", folder=folder)

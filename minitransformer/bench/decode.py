@@ -12,7 +12,7 @@ import numpy as np
 
 from minitransformer.bench import peer
 from minitransformer.bench.harness import OURS, alternate, compare, paced, publish, sentence, spread, start, timed
-from minitransformer.bench.recipe import RECIPE, Recipe
+from minitransformer.bench.recipe import RECIPE, Recipe, on_its_device
 from minitransformer.bench.report import table
 from minitransformer.errors import ConfigError
 from minitransformer.models import GPT
@@ -53,7 +53,9 @@ def run(
     facts = start("bench decode", plot_path, rounds=rounds, batch_size=batch_size)
     if recipe.block_size < 2:
         raise ConfigError("bench decode", "the context is 1, expected at least 2 tokens", "Raise block_size")
+    recipe = on_its_device("bench decode", recipe)
     model, data = model_of(recipe), recipe.build()[1]
+    model.to(recipe.train.device)
     prompt = data.batch(recipe.train.seed, 0, batch_size)["input_ids"][:, : max(recipe.block_size // 8, 1)]
     new = recipe.block_size - prompt.shape[1]
 

@@ -18,6 +18,7 @@ JOBS: dict[str, Callable[..., Any]] = {
     "train": torch_sides.Train,
     "half": torch_sides.TrainHalf,
     "attention": torch_sides.Attention,
+    "attention on a device": torch_sides.DeviceAttention,
     "gemm": torch_sides.Gemm,
     "decode": torch_sides.Decode,
     "memory of our step": memory.OurStep,

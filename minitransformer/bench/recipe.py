@@ -12,6 +12,7 @@ from minitransformer import random
 from minitransformer.bench.peer import Peer
 from minitransformer.checks import check_choice
 from minitransformer.data import MaskedTokens, TokenDataset, corpus, prepare
+from minitransformer.kernels.gpu.arrays import resolve_device
 from minitransformer.models import GPT, BERTConfig, BERTForMaskedLM, GPTConfig, Model, Transformer
 from minitransformer.threads import Workers, get_num_threads
 from minitransformer.training import TrainConfig, TrainStep, make_optimizer
@@ -88,6 +89,11 @@ class Recipe:
 RECIPE = Recipe()
 
 
+def on_its_device(op: str, recipe: Recipe) -> Recipe:
+    """`recipe` with "auto" decided; `DeviceError` or `MissingExtraError` if its device cannot be used."""
+    return replace(recipe, train=replace(recipe.train, device=resolve_device(op, recipe.train.device)))
+
+
 class Block(NamedTuple):
     """Some consecutive steps: the seconds each took, and the loss before each."""
 
@@ -109,6 +115,11 @@ def time_steps(
         started = time.perf_counter()
         losses.append(step(batches, index))
         seconds.append(time.perf_counter() - started)
+    if recipe.train.device != "cpu":  # calls return before the work is done
+        started = time.perf_counter()
+        float(losses[-1])
+        waited = time.perf_counter() - started
+        seconds = [(sum(seconds) + waited) / count] * count
     return Block(seconds, [float(loss) for loss in losses])
 
 
@@ -118,6 +129,7 @@ class Ours:
     def __init__(self, recipe: Recipe, workers: Workers) -> None:
         self._recipe = recipe
         self.model, self._data, _ = recipe.build()
+        self.model.to(recipe.train.device)
         self._step = TrainStep(self.model, make_optimizer(self.model, recipe.train), recipe.train, workers)
 
     def steps(self, first: int, count: int) -> Block:

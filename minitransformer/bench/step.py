@@ -22,7 +22,7 @@ from minitransformer.bench.harness import (
     start,
     timed,
 )
-from minitransformer.bench.recipe import RECIPE, Block, Ours, Recipe, Theirs
+from minitransformer.bench.recipe import RECIPE, Block, Ours, Recipe, Theirs, on_its_device
 from minitransformer.bench.report import table
 from minitransformer.errors import ConfigError
 from minitransformer.threads import Workers, get_num_threads, single_threaded_blas
@@ -51,11 +51,12 @@ def run(
     set up here is named below the table, with the reason. Without torch only our own figures appear.
 
     Raises `ConfigError` for a count below 1, and for `torch_processes` with a batch of one row. Both `torch_compile`
-    and `torch_processes` are for GPTs; other models are beside PyTorch's own encoder and decoder modules.
+    and `torch_processes` are for GPTs on a CPU; other models are beside PyTorch's own encoder and decoder modules.
     """
     facts = start("bench step", plot_path, rounds=rounds, steps=steps)
-    if recipe.model != "gpt" and (torch_compile or torch_processes):
-        problem = f"model is {recipe.model!r}, expected 'gpt' for torch.compile and for two processes"
+    recipe = on_its_device("bench step", recipe)
+    if (recipe.model != "gpt" or recipe.train.device != "cpu") and (torch_compile or torch_processes):
+        problem = f"got {recipe.model!r} on {recipe.train.device!r}, expected 'gpt' on 'cpu' for these sides"
         raise ConfigError("bench step", problem, "Leave out --torch-compile and --torch-processes")
     if torch_processes and recipe.train.batch_size < 2:
         raise ConfigError("bench step", "two processes cannot share a batch of 1 row", "Raise --batch-size")
@@ -63,7 +64,7 @@ def run(
     with single_threaded_blas(), Workers(get_num_threads()) as workers, ExitStack() as stack:
         ours = Ours(recipe, workers)
         takers: dict[str, Callable[[int, int], Block]] = {OURS: ours.steps}
-        if recipe.model == "gpt":
+        if recipe.model == "gpt" and recipe.train.device == "cpu":
             products = StepProducts(ours.model.config, recipe, workers)
             takers[GEMM] = lambda first, count: Block(timed(products, count), [])
         takers |= _torches(recipe, stack, failed, torch_compile, torch_processes)

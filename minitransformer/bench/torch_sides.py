@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from minitransformer.bench.harness import timed
 from minitransformer.bench.memory import peak_of
 from minitransformer.bench.recipe import Block, Recipe, time_steps
 from minitransformer.bench.torch_models import TWINS, ModuleTrainer
-from minitransformer.bench.torch_twin import Decoder, HalfTwin, Twin, one_line
+from minitransformer.bench.torch_twin import Decoder, HalfTwin, Twin, one_line, torch_device
 from minitransformer.errors import ConfigError, require
 
 
@@ -98,6 +98,56 @@ class Attention:
             np.save(Path(folder) / f"{name}.npy", x.detach().numpy())
 
 
+class DeviceAttention:
+    """One of torch's kernels of attention on a device, timed by the device's clock."""
+
+    def __init__(self, case: Sequence[Any], theirs: Sequence[Any], device: str) -> None:
+        torch = self._torch = require("torch", extra="peers", purpose="the PyTorch twin")
+        self._case, (kernel, dtype, tf32) = Case(*case), theirs
+        self._device = torch_device(device)
+        torch.backends.cuda.matmul.allow_tf32 = tf32
+        self._backend = getattr(torch.nn.attention.SDPBackend, kernel)
+        moved = (torch.from_numpy(array) for array in self._case.inputs().values())
+        q, k, v, self._dout = (x.to(self._device, getattr(torch, dtype)) for x in moved)
+        self._qkv = [x.requires_grad_() for x in (q, k, v)]
+        try:
+            self._both()
+        except RuntimeError as error:
+            problem = f"{kernel} in {dtype} does not serve this case on {self._device} ({one_line(error)})"
+            raise ConfigError("torch", problem, "Leave it out") from error
+
+    def _forward(self) -> Any:
+        with self._torch.nn.attention.sdpa_kernel(self._backend):
+            attention = self._torch.nn.functional.scaled_dot_product_attention
+            return attention(*self._qkv, is_causal=self._case.causal)
+
+    def _both(self) -> tuple[Any, ...]:
+        out = self._forward()
+        return (out, *self._torch.autograd.grad(out, self._qkv, self._dout))
+
+    def time(self, passes: str, count: int) -> list[float]:
+        if passes != "forward":
+            return self._timed(self._both, count)
+        with self._torch.inference_mode():
+            return self._timed(self._forward, count)
+
+    def _timed(self, work: Callable[[], object], count: int) -> list[float]:
+        if self._device == "cpu":
+            return timed(work, count)
+        cuda = self._torch.cuda
+        pairs = [(cuda.Event(enable_timing=True), cuda.Event(enable_timing=True)) for _ in range(count)]
+        for begin, end in pairs:
+            begin.record()
+            work()
+            end.record()
+        cuda.synchronize()
+        return [begin.elapsed_time(end) / 1000 for begin, end in pairs]
+
+    def save(self, folder: str) -> None:
+        for name, x in zip(("out", "dq", "dk", "dv"), self._both(), strict=True):
+            np.save(Path(folder) / f"{name}.npy", x.detach().float().cpu().numpy())
+
+
 class Gemm:
     """The products of linear layers as torch's matmul computes them, into arrays made once."""
 
@@ -128,7 +178,7 @@ class Decode:
     def __init__(self, recipe: dict[str, Any], prompt: list[list[int]], max_new_tokens: int) -> None:
         self._torch = torch_with(1)
         model = model_of(Recipe.from_dict(recipe))
-        self._decoder = Decoder(model.config, model.state_dict())
+        self._decoder = Decoder(model.config, model.state_dict(), Recipe.from_dict(recipe).train.device)
         self._prompt, self._count = np.array(prompt, np.int64), max_new_tokens
 
     def tokens(self) -> list[list[int]]:

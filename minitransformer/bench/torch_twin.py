@@ -37,7 +37,10 @@ class Twin:
             raise ConfigError("Twin", f"got {train}, expected AdamW without l1 or label smoothing", "Change the config")
         self._model, self._train = model, train
         self._schedule = train.learning_rate_schedule()
-        self.parameters = {name: torch.nn.Parameter(torch.tensor(array)) for name, array in weights.items()}
+        self._device = torch_device(train.device)
+        self.parameters = {
+            name: torch.nn.Parameter(torch.tensor(array, device=self._device)) for name, array in weights.items()
+        }
         groups = [
             {"params": [p for p in self.parameters.values() if p.ndim >= 2], "weight_decay": train.weight_decay},
             {"params": [p for p in self.parameters.values() if p.ndim < 2], "weight_decay": 0.0},
@@ -71,12 +74,14 @@ class Twin:
 
     def loss(self, batch: Batch) -> Any:
         """Mean loss over the targets of one batch, a tensor that can go backward."""
-        from_numpy = self._torch.from_numpy
-        return self._loss(from_numpy(batch["input_ids"]), from_numpy(batch["targets"]))
+        return self._loss(self._there(batch["input_ids"]), self._there(batch["targets"]))
 
     def logits(self, input_ids: np.ndarray) -> Any:
         """(B, T, V) for int64 ids (B, T)."""
-        return self._logits(self._torch.from_numpy(input_ids))
+        return self._logits(self._there(input_ids))
+
+    def _there(self, ids: np.ndarray) -> Any:
+        return self._torch.from_numpy(ids).to(self._device)
 
     def _loss_of(self, input_ids: Any, targets: Any) -> Any:
         logits = self._logits(input_ids)  # (B, T, V)
@@ -147,13 +152,18 @@ class HalfTwin(Twin):
         return loss
 
 
+def torch_device(device: str) -> str:
+    """Where torch computes while we compute on `device`; the CPU stands in for what only we have."""
+    return "cuda" if device == "cuda" else "cpu"
+
+
 class Decoder:
     """The twin's greedy decoding: keys and values in a cache that is allocated once, no gradients."""
 
-    def __init__(self, model: GPTConfig, weights: Mapping[str, np.ndarray]) -> None:
+    def __init__(self, model: GPTConfig, weights: Mapping[str, np.ndarray], device: str = "cpu") -> None:
         self._torch = torch = require("torch", extra="peers", purpose="the PyTorch twin")
-        self._model = model
-        w = {name: torch.tensor(array) for name, array in weights.items()}
+        self._model, self._device = model, torch_device(device)
+        w = {name: torch.tensor(array, device=self._device) for name, array in weights.items()}
         self._wte, self._wpe = w["wte.weight"], w["wpe.weight"]
         self._norm = (w["norm.weight"], w["norm.bias"])
         parts = ("norm1", "attn.qkv", "attn.out", "norm2", "ffn.up", "ffn.down")
@@ -167,15 +177,15 @@ class Decoder:
         torch, model = self._torch, self._model
         B, T = input_ids.shape
         with torch.inference_mode():
-            ids = torch.empty(B, T + max_new_tokens, dtype=torch.int64)
+            ids = torch.empty(B, T + max_new_tokens, dtype=torch.int64, device=self._device)
             ids[:, :T] = torch.from_numpy(input_ids)
             head = model.n_embd // model.n_head
-            cache = torch.empty(model.n_layer, 2, B, model.n_head, T + max_new_tokens, head)
+            cache = torch.empty(model.n_layer, 2, B, model.n_head, T + max_new_tokens, head, device=self._device)
             first = 0
             for end in range(T, T + max_new_tokens):
                 ids[:, end] = self._logits(ids[:, first:end], cache, first).argmax(dim=-1)
                 first = end
-            return np.asarray(ids.numpy())
+            return np.asarray(ids.cpu().numpy())
 
     def _logits(self, ids: Any, cache: Any, past: int) -> Any:
         """(B, V) for the token after `ids` (B, T), which follow the `past` tokens in the cache."""

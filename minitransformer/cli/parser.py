@@ -106,10 +106,12 @@ def _add(
     return parser
 
 
+_DEVICE = "cpu, cuda, auto (cuda if it can be used) or simulator, a slow GPU in Python"
+
+
 def _add_device(parser: argparse.ArgumentParser, default: str | None) -> None:
     shown = "that of the run" if default is None else default
-    text = f"cpu, cuda, auto (cuda if it can be used) or simulator, a slow GPU in Python (default: {shown})"
-    parser.add_argument("--device", default=default, metavar="X", help=text)
+    parser.add_argument("--device", default=default, metavar="X", help=f"{_DEVICE} (default: {shown})")
 
 
 def _add_train(places: Any) -> None:
@@ -185,15 +187,23 @@ def _add_bench(places: Any) -> None:
     whats = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
     step = _add_measure(whats, "step", "one training step beside PyTorch's", "--json step.json")
     _add_shape(step)
+    _add_option(step, "--device", str, f"{_DEVICE} (default: cpu)", dest="recipe.device")
     _add_option(step, "--model", str, "gpt, transformer or bert (default: gpt)", dest="recipe.model")
     for name, text in (("compile", "torch.compile too"), ("processes", "two PyTorch processes that share it")):
         step.add_argument(f"--torch-{name}", action="store_true", default=argparse.SUPPRESS, help=f"beside {text}")
     attention = _add_measure(whats, "attention", "attention beside torch's", "--rounds 5", seed=False)
     _add_option(attention, "--backend", str, "what serves ours (default: what serves everybody)")
+    _add_option(attention, "--device", str, f"{_DEVICE} (default: cpu)")
+    text = "what a first hour on a GPU should tell, in some minutes"
+    gpu = _add(whats, "gpu", verbs.bench, text, "bench gpu --json gpu.json", seed=False)
+    gpu.set_defaults(module="gpu")
+    _add_option(gpu, "--device", str, "cuda, or simulator, which shows that it runs (default: cuda)")
+    _add_option(gpu, "--json", _writable, _FIGURES, dest="json_path")
     text = "how kinds of attention grow with the length"
     _add_measure(whats, "efficiency", text, "--plot efficiency.png", seed=False)
     _add_measure(whats, "gemm", "matrix products in NumPy and PyTorch", "--plot gemm.png", seed=False)
     decode = _add_measure(whats, "decode", "generation with a cache beside PyTorch's", "--batch-size 8")
+    _add_option(decode, "--device", str, f"{_DEVICE} (default: cpu)", dest="recipe.device")
     _add_option(decode, "--batch-size", whole, "rows generated together (default: 1)")
     _add_measure(whats, "memory", "peak memory of a training beside PyTorch's", "--plot memory.png", seed=False)
     scaling = _add_measure(whats, "scaling", "a training step by threads and load", "--n-embd 384 --n-head 6")

@@ -12,6 +12,7 @@ import numpy as np
 from minitransformer.doctor.results import expect
 from minitransformer.kernels.attention.problem import Problem
 from minitransformer.kernels.decode.step import BlockWeights, HeadWeights, Step, Weights, block_shapes
+from minitransformer.kernels.gpu.arrays import is_array, move, to_host
 from minitransformer.random import DrawKey
 
 _STEP = {"lr": 0.1, "weight_decay": 0.1, "num_decayed": 700}
@@ -106,12 +107,18 @@ CALLS: dict[str, list[Call]] = {
 }
 
 
-def agrees(family: str, implementation: str) -> None:
-    """Every function of one implementation against the reference, in both dtypes; `CheckFailed` if one differs."""
-    modules = [import_module(f"minitransformer.kernels.{family}.{name}") for name in (implementation, "reference")]
+def agrees(family: str, implementation: str, device: str = "cpu") -> None:
+    """Every function of one implementation against the reference, in both dtypes; `CheckFailed` if one differs.
+
+    Its arrays are on `device`, those of the reference on the host.
+    """
+    sides = [
+        (import_module(f"minitransformer.kernels.{family}.{name}"), where)
+        for name, where in ((implementation, device), ("reference", "cpu"))
+    ]
     for call in CALLS[family]:
         for dtype in (np.float32, np.float64):
-            got, expected = (_results(getattr(module, call.function), call, dtype) for module in modules)
+            got, expected = (_results(getattr(module, call.function), call, dtype, where) for module, where in sides)
             error = max(map(_distance, got, expected)) / np.finfo(dtype).eps
             problem = f"{call.function} in {np.dtype(dtype)} is {error:.1e} roundings away from the reference"
             fix = "Remove the cache folder that the report names and run this again; if it fails again, report it"
@@ -128,7 +135,7 @@ def _distance(a: np.ndarray, b: np.ndarray) -> float:
     return error if error == error else np.inf
 
 
-def _results(function: Callable[..., Any], call: Call, dtype: Any) -> list[np.ndarray]:
+def _results(function: Callable[..., Any], call: Call, dtype: Any, device: str) -> list[np.ndarray]:
     """What a kernel returns, and what it has made of its arrays, in float64."""
     rng = np.random.default_rng(0)
 
@@ -145,10 +152,12 @@ def _results(function: Callable[..., Any], call: Call, dtype: Any) -> list[np.nd
             None if shape == "-" else draw(*(_SIZES[letter] for letter in shape)) for shape in call.arrays.split()
         ]
         arguments += [x.astype(dtype) if _is_float(x) else x for x in deepcopy(call.more)]
+    arguments = [move(x, device) if isinstance(x, np.ndarray) else x for x in arguments]
     returned = function(*arguments, **call.settings)
     several = returned if isinstance(returned, tuple) else (returned,)
     results = [*several, *arguments]
-    return [np.asarray(x, np.float64) for x in results if isinstance(x, (np.ndarray, float, np.floating))]
+    numbers = [x for x in results if is_array(x) or isinstance(x, (float, np.floating))]
+    return [np.asarray(to_host(x) if is_array(x) else x, np.float64) for x in numbers]
 
 
 def _is_float(x: Any) -> bool:

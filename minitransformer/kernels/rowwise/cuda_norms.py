@@ -39,7 +39,16 @@ def _layer_norm(T: Any, block: Block, adds: bool) -> Kernel:
         total, _ = reductions(cuda, block)
 
         def kernel(
-            x: Any, delta: Any, delta_bias: Any, weight: Any, bias: Any, C: Any, eps: Any, out: Any, mean: Any, rstd: Any
+            x: Any,
+            delta: Any,
+            delta_bias: Any,
+            weight: Any,
+            bias: Any,
+            C: Any,
+            eps: Any,
+            out: Any,
+            mean: Any,
+            rstd: Any,
         ) -> None:
             scratch = cuda.shared.array(warps, T)
             n, t = cuda.blockIdx.x, cuda.threadIdx.x

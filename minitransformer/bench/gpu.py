@@ -1,0 +1,195 @@
+"""`minitransformer bench gpu`: what a first hour on a GPU should tell, in some minutes.
+
+Are the kernels right, what does a launch cost, what can the device do, and how near to that are attention and a
+training step? Each part is reported when it ends, and one that fails does not keep the others from running.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numba import float32, int64
+
+from minitransformer.bench import gpu_attention, peer
+from minitransformer.bench.attention import Case
+from minitransformer.bench.gpu_attention import rate_of_products, timed_on
+from minitransformer.bench.harness import OURS, alternate, compare, milliseconds
+from minitransformer.bench.recipe import Ours, Recipe, Theirs
+from minitransformer.bench.report import describe, machine, table
+from minitransformer.checks import check_choice
+from minitransformer.doctor import checks
+from minitransformer.doctor.kernels import agrees
+from minitransformer.errors import MiniTransformerError
+from minitransformer.files import write_json
+from minitransformer.kernels import FAMILIES
+from minitransformer.kernels.gpu.arrays import check_device, cupy, move
+from minitransformer.kernels.gpu.kernel import Kernel
+from minitransformer.threads import Workers
+from minitransformer.training import TrainConfig
+
+SANITIZER_SECONDS = 120
+# What the sanitizer watches: every kernel once, at the small sizes of the self-test.
+_EVERY_KERNEL = "from minitransformer.bench.gpu import kernels_agree; kernels_agree('cuda')"
+
+# Sizes for the device itself, and those that show in the simulator that all of this runs.
+_CASES = {"cuda": gpu_attention.CASES, "simulator": (Case(1, 5, 1, 4),)}
+_ROUNDS = {"cuda": 3, "simulator": 1}
+_RECIPES = {
+    "cuda": Recipe(n_layer=6, n_head=6, n_embd=384, block_size=256, train=TrainConfig(device="cuda", batch_size=64)),
+    "simulator": Recipe(
+        n_layer=1, n_head=1, n_embd=4, block_size=3, train=TrainConfig(device="simulator", batch_size=1)
+    ),
+}
+_STEPS = {"cuda": 10, "simulator": 1}
+_COPIED = {"cuda": 2**28, "simulator": 2**10}  # bytes
+_LAUNCHES = {"cuda": 1000, "simulator": 3}
+
+
+def run(*, device: str = "cuda", json_path: str | Path | None = None) -> dict[str, Any]:
+    """Run all parts on `device`, print what each found and a short table last, return the figures.
+
+    Raises `DeviceError` or `MissingExtraError` if the device cannot be used, `ConfigError` for another name.
+    """
+    check_choice("bench gpu", "device", device, ("cuda", "simulator"))
+    check_device("bench gpu", device)
+    figures: dict[str, Any] = {"what": "gpu", "machine": machine(), "device": _described(device)}
+    print(f"{describe(figures['machine'])}\n{figures['device']}", flush=True)
+    parts: dict[str, Callable[[str], dict[str, Any]]] = {
+        "kernels": kernels_agree,
+        "memory": _sanitized,
+        "launch": _launch,
+        "rates": _rates,
+        "attention": lambda device: gpu_attention.measure(device, _CASES[device], _ROUNDS[device]),
+        "step": _step,
+    }
+    for name, part in parts.items():
+        started = time.perf_counter()
+        try:
+            figures[name] = part(device)
+        except (MiniTransformerError, ArithmeticError, RuntimeError, OSError, TypeError, ValueError) as error:
+            figures[name] = {"failed": f"{type(error).__name__}: {error}"}
+        print(f"{name}: {time.perf_counter() - started:.1f} s", flush=True)
+    if json_path is not None:
+        write_json(Path(json_path), figures)
+    print("\n".join(_summary(figures)))
+    return figures
+
+
+def kernels_agree(device: str) -> dict[str, Any]:
+    """Every function of every family that has GPU kernels against the reference: which failed, and how."""
+    families = [family for family, implementations in FAMILIES.items() if "cuda" in implementations]
+    results = [checks.run(family, partial(agrees, family, "cuda", device)) for family in families]
+    return {"families": families, "wrong": {r.name: r.problem for r in results if not r.passed}}
+
+
+def _sanitized(device: str) -> dict[str, Any]:
+    """Every kernel once under NVIDIA's compute-sanitizer, which watches memory; the simulator does by itself."""
+    tool = shutil.which("compute-sanitizer")
+    if device != "cuda" or tool is None:
+        return {"skipped": "the simulator checks every access" if device != "cuda" else "no compute-sanitizer here"}
+    command = [tool, "--tool", "memcheck", "--error-exitcode", "9", sys.executable, "-c", _EVERY_KERNEL]
+    try:
+        done = subprocess.run(
+            command,
+            env=peer.child_environment(),
+            capture_output=True,
+            text=True,
+            timeout=SANITIZER_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return {"failed": f"it took more than {SANITIZER_SECONDS} s"}
+    return {"exit": done.returncode, "end": done.stdout.splitlines()[-5:]}
+
+
+def _launch(device: str) -> dict[str, Any]:
+    """Seconds of the host for a launch with three arrays and a number, and of the device for an empty kernel."""
+
+    def build(cuda: Any) -> Callable[..., None]:
+        def kernel(a: Any, b: Any, c: Any, n: Any) -> None:
+            i = cuda.threadIdx.x
+            if i < n:
+                c[i] = a[i] + b[i]
+
+        return kernel
+
+    vector = float32[::1]
+    kernel = Kernel(build, (vector, vector, vector, int64), 32)
+    a, b, c = (move(np.ones(32, np.float32), device) for _ in range(3))
+
+    def work() -> None:
+        kernel((1, 1, 1), a, b, c, 32)
+
+    on_device = timed_on(device, work, 20)
+    started = time.perf_counter()
+    for _ in range(_LAUNCHES[device]):
+        work()
+    host = (time.perf_counter() - started) / _LAUNCHES[device]
+    timed_on(device, work, 1)  # waits for all of them
+    return {"host_us": 1e6 * host, "device_us": 1e6 * float(np.median(on_device))}
+
+
+def _rates(device: str) -> dict[str, Any]:
+    """What the device reaches in a float32 product of square matrices, and in a copy, read and write counted."""
+    source = move(np.ones(_COPIED[device] // 4, np.float32), device)
+    target = np.empty_like(source)
+
+    def copy() -> None:
+        target[...] = source
+
+    timed_on(device, copy, 3)
+    seconds = float(np.median(timed_on(device, copy, 20)))
+    return {"gemm_tflops": rate_of_products(device) / 1e12, "copy_gb_per_s": 2 * source.nbytes / seconds / 1e9}
+
+
+def _step(device: str) -> dict[str, Any]:
+    """A training step, ours and PyTorch's in turns."""
+    recipe, steps = _RECIPES[device], _STEPS[device]
+    with ExitStack() as stack:
+        sides = {OURS: Ours(recipe, stack.enter_context(Workers(1))).steps}
+        if peer.installed():
+            sides["torch"] = Theirs(stack.enter_context(peer.process()), recipe).steps
+        blocks = {name: (lambda block, take=take: take(block * steps, steps)) for name, take in sides.items()}
+        results = alternate("bench step", blocks, _ROUNDS[device])
+    seconds = {name: [block.seconds for block in taken] for name, taken in results.items()}
+    losses = {name: taken[-1].losses[-1] for name, taken in results.items()}
+    return {"sides": {name: milliseconds(s) for name, s in seconds.items()}, "last_loss": losses, **compare(seconds)}
+
+
+def _described(device: str) -> str:
+    if device != "cuda":
+        return "the simulator: no figure below says anything of a GPU"
+    properties = cupy().cuda.runtime.getDeviceProperties(cupy().cuda.Device().id)
+    name, capability = properties["name"].decode(), f"{properties['major']}.{properties['minor']}"
+    return f"{name}, compute capability {capability}, {properties['totalGlobalMem'] / 2**30:.0f} GiB"
+
+
+def _summary(figures: dict[str, Any]) -> Iterator[str]:
+    """The last lines, of which the first word of each says what it is of."""
+    rows = []
+    for name in ("kernels", "memory", "launch", "rates", "attention", "step"):
+        found = figures[name]
+        if "failed" in found and name != "attention":
+            rows.append([name, f"FAILED: {found['failed']}"])
+        elif name == "kernels":
+            wrong = "; ".join(f"{kernel}: {problem}" for kernel, problem in found["wrong"].items())
+            rows.append([name, wrong or f"all agree with the reference: {', '.join(found['families'])}"])
+        elif name == "step":
+            rows += [[f"step, {side}", f"{ms['median']:.2f} ms"] for side, ms in found["sides"].items()]
+        elif name != "attention":
+            rows += [
+                [name, f"{key} {value if isinstance(value, (str, list)) else round(value, 3)}"]
+                for key, value in found.items()
+            ]
+    yield table(["", ""], rows)
+    attention = figures["attention"]
+    yield gpu_attention.text_of(attention) if "cases" in attention else f"attention FAILED: {attention['failed']}"
