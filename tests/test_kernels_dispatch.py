@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import threading
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import minitransformer as mt
 from minitransformer import kernels
 from minitransformer.errors import ConfigError
 from minitransformer.kernels import FAMILIES, serve
+from minitransformer.kernels.gpu.arrays import SimulatedArray
 
 REAL = [np.ones(2, np.float32), np.ones(2)]
 IMPLEMENTATIONS = [(family, name) for family, names in FAMILIES.items() for name in names]
@@ -48,6 +50,22 @@ def test_every_implementation_has_the_functions_of_the_reference(family: str, im
     for function, value in vars(reference).items():
         if callable(value) and not function.startswith("_") and value.__module__ == reference.__name__:
             assert callable(getattr(module, function)), function
+
+
+@pytest.mark.parametrize("family", [family for family, names in FAMILIES.items() if "cuda" in names])
+def test_arrays_on_a_gpu_are_served_by_its_kernels_alone(family: str) -> None:
+    there = SimulatedArray(REAL[0])
+    for backend in (None, "reference", "cpu", "cuda"):
+        with mt.use_backend(backend) if backend else nullcontext():
+            assert name(serve(family, there)) == "cuda"
+    assert kernels.host_implementations(family) == ("cpu", "reference")
+
+
+def test_a_family_without_kernels_for_the_gpu_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(kernels.FAMILIES, "rowwise", ("cpu", "reference"))
+    message = r"rowwise: has no implementation 'cuda' in this version, expected one of .*\. Move the arrays with \.to\("
+    with pytest.raises(ConfigError, match=message):
+        serve("rowwise", SimulatedArray(REAL[0]))
 
 
 def test_the_reference_is_last_everywhere() -> None:

@@ -75,7 +75,7 @@ def _backends(bad: BadOp) -> list[str | None]:
     """The implementations of the kernels it calls, the reference first; [None] if it calls none."""
     with kernels.families_used() as families, suppress(*REFUSALS):
         bad.run()
-    names = {name for family in families for name in kernels.FAMILIES[family]}
+    names = {name for family in families for name in kernels.host_implementations(family)}
     return [*sorted(names, key=lambda name: (name != "reference", name))] or [None]
 
 

@@ -22,7 +22,7 @@ from minitransformer.doctor.kernels import agrees
 from minitransformer.doctor.results import REINSTALL, CheckFailed, expect
 from minitransformer.errors import CheckpointError, MiniTransformerError
 from minitransformer.files import sync_folder, write_and_sync
-from minitransformer.kernels import FAMILIES
+from minitransformer.kernels import FAMILIES, host_implementations
 from minitransformer.models import GPT, GPTConfig
 from minitransformer.ops.attention import attention_backward, attention_forward, make_problem
 from minitransformer.training import TrainConfig, Trainer
@@ -179,8 +179,8 @@ def all_checks() -> dict[str, Callable[[], None]]:
     """Every check by the name it has in the report."""
     kernels = {
         f"{family} kernels, {name}": partial(agrees, family, name)
-        for family, names in FAMILIES.items()
-        for name in names
+        for family in FAMILIES
+        for name in host_implementations(family)
         if name != "reference"
     }
     return {

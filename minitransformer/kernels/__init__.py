@@ -25,10 +25,10 @@ from minitransformer.errors import ConfigError, nearest
 FAMILIES: dict[str, tuple[str, ...]] = {
     "attention": ("cpu", "reference"),
     "decode": ("cpu", "reference"),
-    "linear_attention": ("cpu", "reference"),
-    "optimizer": ("cpu", "reference"),
-    "pointwise": ("cpu", "reference"),
-    "rowwise": ("cpu", "reference"),
+    "linear_attention": ("cpu", "cuda", "reference"),
+    "optimizer": ("cpu", "cuda", "reference"),
+    "pointwise": ("cpu", "cuda", "reference"),
+    "rowwise": ("cpu", "cuda", "reference"),
 }
 
 # Called with the name of every kernel that is about to be compiled, which takes seconds; the command line says so.
@@ -59,6 +59,11 @@ def families_used() -> Setting[Any]:
     return Setting(_used, set())
 
 
+def host_implementations(family: str) -> tuple[str, ...]:
+    """The implementations of `family` that serve arrays of the host, in order of preference."""
+    return tuple(name for name in FAMILIES[family] if name != "cuda")
+
+
 def serve(family: str, *arrays: np.ndarray) -> ModuleType:
     """The module of `family` that serves `arrays`; `ConfigError` if `use_backend` asks for one that it lacks."""
     implementations = FAMILIES[family]
@@ -71,11 +76,9 @@ def serve(family: str, *arrays: np.ndarray) -> ModuleType:
         elif array.dtype.kind == "c":
             name = "reference"  # complex numbers exist for the complex-step check alone
     if name not in implementations:
-        raise ConfigError(
-            family,
-            f"has no implementation {name!r} in this version, expected one of {list(implementations)}",
-            "Call it outside of use_backend: the fastest that there is then serves it",
-        )
+        problem = f"has no implementation {name!r} in this version, expected one of {list(implementations)}"
+        fix = "Call it outside of use_backend: the fastest that there is then serves it"
+        raise ConfigError(family, problem, fix if name == _backend.get() else "Move the arrays with .to('cpu')")
     return _module(family, name)
 
 

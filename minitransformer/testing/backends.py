@@ -16,7 +16,7 @@ from minitransformer.diagnose.shrink import map_arrays
 from minitransformer.errors import ConfigError, GradientError, nearest
 from minitransformer.gradients.function import Problem, problem_of
 from minitransformer.gradients.report import element, index_of
-from minitransformer.kernels import FAMILIES, families_used, use_backend
+from minitransformer.kernels import families_used, host_implementations, use_backend
 from minitransformer.nn.module import Module
 
 _ROUNDINGS = 4  # the floor, in roundings of the result and of what it is computed from
@@ -153,7 +153,7 @@ def _implementations(name: str, problem: Problem) -> list[str | None]:
     """What serves every kernel that is called, besides the reference; None is the first choice of each family."""
     with families_used() as families:
         _run(problem, None, np.float32)
-    choices = [FAMILIES[family] for family in sorted(families)]
+    choices = [host_implementations(family) for family in sorted(families)]
     common = [n for n in (choices[0] if choices else ()) if n != "reference" and all(n in c for c in choices)]
     mixed = [None] if len({c[0] for c in choices}) > 1 else []
     if not (common or mixed):
