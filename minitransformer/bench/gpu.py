@@ -24,7 +24,7 @@ from minitransformer.bench.attention import Case
 from minitransformer.bench.gpu_attention import rate_of_products, timed_on
 from minitransformer.bench.harness import OURS, alternate, compare, milliseconds
 from minitransformer.bench.recipe import Ours, Recipe, Theirs
-from minitransformer.bench.report import describe, machine, table
+from minitransformer.bench.report import describe, machine
 from minitransformer.checks import check_choice
 from minitransformer.doctor import checks
 from minitransformer.doctor.kernels import agrees
@@ -174,22 +174,20 @@ def _described(device: str) -> str:
 
 
 def _summary(figures: dict[str, Any]) -> Iterator[str]:
-    """The last lines, of which the first word of each says what it is of."""
-    rows = []
-    for name in ("kernels", "memory", "launch", "rates", "attention", "step"):
+    """The last lines: what each part found, and the table of attention."""
+    for name in ("kernels", "memory", "launch", "rates", "step"):
         found = figures[name]
-        if "failed" in found and name != "attention":
-            rows.append([name, f"FAILED: {found['failed']}"])
+        if "failed" in found:
+            line = f"FAILED: {found['failed']}"
         elif name == "kernels":
-            wrong = "; ".join(f"{kernel}: {problem}" for kernel, problem in found["wrong"].items())
-            rows.append([name, wrong or f"all agree with the reference: {', '.join(found['families'])}"])
+            wrong = "; ".join(f"{family}: {problem}" for family, problem in found["wrong"].items())
+            line = f"WRONG: {wrong}" if wrong else f"agree with the reference: {', '.join(found['families'])}"
         elif name == "step":
-            rows += [[f"step, {side}", f"{ms['median']:.2f} ms"] for side, ms in found["sides"].items()]
-        elif name != "attention":
-            rows += [
-                [name, f"{key} {value if isinstance(value, (str, list)) else round(value, 3)}"]
-                for key, value in found.items()
-            ]
-    yield table(["", ""], rows)
+            line = ", ".join(f"{side} {ms['median']:.2f} ms" for side, ms in found["sides"].items())
+        else:
+            line = ", ".join(
+                f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in found.items()
+            )
+        yield f"{name:10}{line}"
     attention = figures["attention"]
     yield gpu_attention.text_of(attention) if "cases" in attention else f"attention FAILED: {attention['failed']}"
