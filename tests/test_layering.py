@@ -17,7 +17,8 @@ ROOT = Path(__file__).parents[1] / "minitransformer"
 HOUSE = """
     version errors context memory checks render random threads files
 
-    kernels kernels.store kernels.compiled kernels.entrance kernels.philox kernels.simd/ kernels/
+    kernels kernels.store kernels.compiled kernels.entrance kernels.philox kernels.simd/
+    kernels.gpu.arrays kernels.gpu.memory kernels.gpu.simulator kernels.gpu.kernel kernels.gpu/ kernels/
 
     autograd.base autograd/
 
