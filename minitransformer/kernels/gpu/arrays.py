@@ -13,8 +13,10 @@ import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
 from minitransformer.checks import shown
-from minitransformer.errors import DeviceError, MissingExtraError, requirefrom minitransformer.checks import shown
 from minitransformer.errors import DeviceError, MissingExtraError, ShapeError, require
+
+
+_COMPARISONS = np.less, np.less_equal, np.greater, np.greater_equal, np.equal, np.not_equal
 
 
 class Flags(NamedTuple):
@@ -84,6 +86,8 @@ class SimulatedArray(NDArrayOperatorsMixin):
         raise TypeError("Implicit conversion to a NumPy array is not allowed. Use `.get()`")
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        if ufunc in _COMPARISONS:  # NumPy's numbers come to these as arrays without axes, which CuPy takes too
+            inputs = tuple(x[()] if isinstance(x, np.ndarray) else x for x in inputs)
         return _wrap(getattr(ufunc, method)(*_unwrap(inputs), **_unwrap(kwargs)), inputs, kwargs)
 
     def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
