@@ -15,7 +15,6 @@ from numpy.lib.mixins import NDArrayOperatorsMixin
 from minitransformer.checks import shown
 from minitransformer.errors import DeviceError, MissingExtraError, ShapeError, require
 
-
 _COMPARISONS = np.less, np.less_equal, np.greater, np.greater_equal, np.equal, np.not_equal
 
 
