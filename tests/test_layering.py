@@ -17,7 +17,8 @@ ROOT = Path(__file__).parents[1] / "minitransformer"
 HOUSE = """
     version errors context memory checks render random threads files
 
-    kernels kernels.store kernels.compiled kernels.entrance kernels.philox kernels.simd/ kernels/
+    kernels kernels.store kernels.compiled kernels.entrance kernels.philox kernels.simd/
+    kernels.gpu.arrays kernels.gpu.memory kernels.gpu.simulator kernels.gpu.kernel kernels.gpu/ kernels/
 
     autograd.base autograd/
 
@@ -42,11 +43,11 @@ HOUSE = """
 PLACES = HOUSE.split()
 ROOF = {"", "__main__"}  # may import anything, and nothing may import it
 
-# What may be imported besides the standard library, and in which folders ("" is everywhere). Whatever is
-# optional goes through `errors.require`, which names the pip line.
+# What may be imported besides the standard library, and in which folders ("" is everywhere).
 OUTSIDE = {
     "numpy": ("",),
     "numba": ("kernels", "threads"),
+    "numba.cuda": (),
     "llvmlite": ("kernels",),
     "safetensors": ("",),
     "threadpoolctl": ("threads",),
@@ -54,10 +55,28 @@ OUTSIDE = {
     "hypothesis": ("testing",),
     "pytest": ("testing",),
 }
+# What is optional is imported by name when it is needed: `errors.require("torch")`, which names the pip line, or
+# `import_module`.
+OPTIONAL = {
+    **dict.fromkeys(("torch", "jax"), ("testing", "bench")),
+    **dict.fromkeys(("autograd", "mygrad", "hypothesis"), ("testing",)),
+    "matplotlib": ("bench",),
+    "numba.core": ("threads",),
+    **dict.fromkeys(("numba_cuda", "numba.cuda", "cupy", "cuda.bindings"), ("kernels.gpu", "doctor")),
+}
 
 
 def inside(module: str, folder: str) -> bool:
     return not folder or f"{module}.".startswith(f"{folder}.")
+
+
+def allowed(module: str, name: str, places: dict[str, tuple[str, ...]]) -> bool:
+    """Whether `module` lies in a place of `name`, or else of the nearest package around it."""
+    if name.partition(".")[0] in sys.stdlib_module_names:
+        return True
+    while name not in places and name:
+        name = name.rpartition(".")[0]
+    return any(inside(module, folder) for folder in places.get(name, ()))
 
 
 def place_of(module: str) -> int:
@@ -79,6 +98,15 @@ def imports(file: str, source: str) -> Iterator[tuple[int, str]]:
             yield from ((node.lineno, ".".join([*origin, alias.name])) for alias in node.names)
 
 
+def imports_by_name(source: str) -> Iterator[tuple[int, str]]:
+    """Line and name of what is imported by a call with its name, if that stands there."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and node.args and isinstance(name := node.args[0], ast.Constant):
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if called in ("require", "import_module") and isinstance(name.value, str):
+                yield node.lineno, name.value
+
+
 def holder(name: str, modules: Collection[str]) -> str:
     """The module that a dotted name lies in: `ops.linear.linear_forward` lies in `ops.linear`."""
     while name and name not in modules:
@@ -96,11 +124,13 @@ def complaints(files: dict[str, str]) -> list[str]:
         if place < 0:
             found.append(f"{file} is on no floor. Give it its place in HOUSE, tests/{Path(__file__).name}")
             continue
+        for line, name in imports_by_name(files[file]):
+            if not allowed(module, name, OPTIONAL):
+                found.append(f"{file}:{line} may not ask for {name}")
         for line, name in imports(file, files[file]):
             top, _, rest = name.partition(".")
             if top != "minitransformer":
-                places = ("",) if top in sys.stdlib_module_names else OUTSIDE.get(top, ())
-                if not any(inside(module, p) for p in places):
+                if not allowed(module, name, OUTSIDE):
                     found.append(f"{file}:{line} may not import {top}. Optional packages: errors.require")
                 continue
             target = holder(rest, modules)
@@ -150,6 +180,16 @@ def test_every_file_imports_only_downwards() -> None:
         ("testing/laws.py", "import torch", "testing/laws.py:1 may not import torch"),
         ("generate.py", "from hypothesis import given", "generate.py:1 may not import hypothesis"),
         ("ops/new.py", "", "ops/new.py is on no floor"),
+        ("kernels/rowwise/cpu.py", "from numba import cuda", "kernels/rowwise/cpu.py:1 may not import numba"),
+        ("kernels/rowwise/cpu.py", "import cupy", "kernels/rowwise/cpu.py:1 may not import cupy"),
+        ("kernels/rowwise/cpu.py", "require('cupy')", "kernels/rowwise/cpu.py:1 may not ask for cupy"),
+        (
+            "errors.py",
+            "import importlib as i\ni.import_module('cuda.bindings.x')",
+            "errors.py:2 may not ask for cuda.b",
+        ),
+        ("kernels/pointwise/cpu.py", "from ..gpu import arrays\nfrom ..rowwise import cpu", "a kernel of another"),
+        ("kernels/gpu/arrays.py", "from ..rowwise import cpu", "kernels.rowwise.cpu, which is not below it"),
     ],
 )
 def test_the_checker_complains(file: str, source: str, complaint: str) -> None:
@@ -158,7 +198,8 @@ def test_the_checker_complains(file: str, source: str, complaint: str) -> None:
         "errors.py": "import sys",
         "autograd.py": "import numpy as np\nfrom .errors import ShapeError",
         "kernels/__init__.py": "from .. import errors",
-        "kernels/pointwise/cpu.py": "",
+        "kernels/gpu/arrays.py": "require('cupy')",
+        "kernels/pointwise/cpu.py": "from ..gpu import arrays",
         "kernels/rowwise/cpu.py": "from numba import njit\nfrom .. import serve",
         "ops/linear.py": "from ..kernels.rowwise import cpu",
         "ops/norm.py": "from . import linear",

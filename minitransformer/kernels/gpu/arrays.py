@@ -7,13 +7,23 @@ makes out of nothing has no library to ask, so new arrays come from `np.empty_li
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
 from minitransformer.checks import shown
-from minitransformer.errors import DeviceError, MissingExtraError, require
+from minitransformer.errors import DeviceError, MissingExtraError, ShapeError, require
+
+_COMPARISONS = np.less, np.less_equal, np.greater, np.greater_equal, np.equal, np.not_equal
+
+
+class Flags(NamedTuple):
+    """What CuPy tells of how an array lies in memory."""
+
+    c_contiguous: bool
+    f_contiguous: bool
+    owndata: bool
 
 
 class SimulatedArray(NDArrayOperatorsMixin):
@@ -36,7 +46,7 @@ class SimulatedArray(NDArrayOperatorsMixin):
     strides = property(lambda self: self.host.strides)
     itemsize = property(lambda self: self.host.itemsize)
     nbytes = property(lambda self: self.host.nbytes)
-    flags = property(lambda self: self.host.flags)
+    flags = property(lambda self: Flags(*(getattr(self.host.flags, name) for name in Flags._fields)))
     T = property(lambda self: _wrap(self.host.T, (self,), {}))
     real = property(lambda self: _wrap(self.host.real, (self,), {}))
 
@@ -75,6 +85,8 @@ class SimulatedArray(NDArrayOperatorsMixin):
         raise TypeError("Implicit conversion to a NumPy array is not allowed. Use `.get()`")
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        if ufunc in _COMPARISONS:  # NumPy's numbers come to these as arrays without axes, which CuPy takes too
+            inputs = tuple(x[()] if isinstance(x, np.ndarray) else x for x in inputs)
         return _wrap(getattr(ufunc, method)(*_unwrap(inputs), **_unwrap(kwargs)), inputs, kwargs)
 
     def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
@@ -98,7 +110,7 @@ def _unwrap(value: Any) -> Any:
     """The host's memory of simulated arrays, inside of tuples, lists and dictionaries too."""
     if isinstance(value, SimulatedArray):
         return value.host
-    if isinstance(value, np.ndarray) and value.ndim:
+    if isinstance(value, np.ndarray):
         raise TypeError(f"Unsupported type {type(value)}")  # what CuPy says
     if isinstance(value, (tuple, list)):
         return type(value)(map(_unwrap, value))
@@ -221,7 +233,7 @@ def flat(array: Any) -> Any:
     """
     if any(stride < 0 for stride in array.strides):
         problem = f"an array has strides {array.strides}, expected none below 0"
-        raise DeviceError("kernels.gpu", problem, "Copy it first")
+        raise ShapeError("kernels.gpu", problem, "Copy it first")
     size, itemsize = array.size, array.itemsize
     extent = 1 + sum((n - 1) * s // itemsize for n, s in zip(array.shape, array.strides, strict=True)) if size else 0
     if isinstance(array, SimulatedArray):

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cached_property
 from importlib import import_module
+from operator import index as integer
 from typing import Any
 
-import numpy as np
+from numba import types
 from numba.np.numpy_support import as_dtype
 
-from minitransformer.errors import require
+from minitransformer.errors import ConfigError, DTypeError, require
 from minitransformer.kernels.gpu import simulator
 from minitransformer.kernels.gpu.arrays import SimulatedArray, cupy
+
+_MOST_BLOCKS = 2**31 - 1, 2**16 - 1, 2**16 - 1  # along each axis, on every GPU
 
 
 class Kernel:
@@ -28,15 +31,15 @@ class Kernel:
         self.build, self.types, self.threads, self.registers = build, types, threads, registers
 
     def __call__(self, blocks: tuple[int, int, int], *args: Any) -> None:
-        """Launch over a grid of `blocks`, each axis at least 1; the host does not wait for the device."""
+        """Launch over a grid of `blocks`; the host does not wait for the device."""
+        if not all(1 <= number <= most for number, most in zip(blocks, _MOST_BLOCKS, strict=True)):
+            problem = f"got a grid of {blocks} blocks, expected at least 1 along each axis and at most {_MOST_BLOCKS}"
+            raise ConfigError("kernels.gpu", problem, "Launch nothing for empty arrays; put the longest axis first")
         if any(isinstance(arg, SimulatedArray) for arg in args):
-            simulator.run(self._simulated, blocks, self.threads, self._converted(args))
+            ready = tuple(_argument(arg, kind) for arg, kind in zip(args, self.types, strict=True))
+            simulator.run(self._simulated, blocks, self.threads, ready)
         else:
             self._compiled[blocks, self.threads, _stream()](*args)
-
-    def _converted(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        pairs = zip(args, self.types, strict=True)
-        return tuple(a if isinstance(a, SimulatedArray) else _number(a, as_dtype(t)) for a, t in pairs)
 
     @cached_property
     def _simulated(self) -> Callable[..., None]:
@@ -48,9 +51,17 @@ class Kernel:
         return cuda.jit(self.types, max_registers=self.registers)(self.build(cuda))
 
 
-def _number(value: Any, dtype: np.dtype) -> Any:
-    """A number as a kernel gets it: integers stay Python's, which do not wrap around unseen."""
-    return int(value) if dtype.kind in "iu" else dtype.type(value)
+def _argument(value: Any, kind: Any) -> Any:
+    """What a simulated kernel gets; integers stay Python's, which do not wrap around unseen."""
+    if isinstance(kind, types.Integer):
+        return integer(value)
+    if not isinstance(kind, types.Array):
+        return as_dtype(kind).type(value)
+    given = (value.dtype, value.ndim, value.flags.c_contiguous) if isinstance(value, SimulatedArray) else None
+    if given != (as_dtype(kind.dtype), 1, True):
+        problem = f"got {type(value).__name__} of {getattr(value, 'dtype', 'no dtype')}, expected {kind}"
+        raise DTypeError("kernels.gpu", problem, "Pass arrays through `flat`, in the dtype of the kernel")
+    return value
 
 
 def numba_cuda() -> Any:

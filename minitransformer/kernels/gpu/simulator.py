@@ -2,173 +2,151 @@
 
 A kernel is built with `cuda`, the module of Numba or the object of this file, and so runs in both unchanged. What goes
 wrong unseen on a GPU is an error here: an index out of range, a barrier that some threads of a block do not reach, a
-shuffle with a thread that is not there. Shared and local memory begins as NaN, or as the lowest integer. Between two
-barriers the order of the threads is drawn from a seed, so what depends on it, a race, gives different bits for
-different seeds. Numba's own simulator does none of that, and has no shuffles.
+shuffle with a thread that is not there, and a race: two threads at one element, at least one of which writes, with no
+barrier between them. Shared and local memory begins as NaN, or as the lowest integer. `thread_order` draws the order of
+the threads from a seed: without a race, the bits are the same for all.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable
 from contextvars import ContextVar
+from inspect import signature
 from itertools import groupby, product
-from typing import Any, NamedTuple
+from queue import SimpleQueue
+from typing import Any
 
 import numpy as np
-from numba.np.numpy_support import as_dtype
 
 from minitransformer.context import Setting
-from minitransformer.errors import ConfigError, RangeError
+from minitransformer.errors import MiniTransformerError
 from minitransformer.kernels.gpu.arrays import SimulatedArray
+from minitransformer.kernels.gpu.memory import Accesses, Index, KernelError, Memory, Moment, fresh_memory, here, running
 
 WARP = 32
 
 _seed: ContextVar[int] = ContextVar("minitransformer_simulator_seed", default=0)
-_running = threading.local()
 
 
 def thread_order(seed: int) -> Setting[int]:
-    """Run the threads of every block inside in the order that `seed` draws; in that of their numbers if it is 0."""
+    """Run blocks, and threads between barriers, in the order that `seed` draws; in that of their numbers if it is 0."""
     return Setting(_seed, seed)
 
 
-class Index(NamedTuple):
-    """The position of a thread, block, or size, along three axes."""
-
-    x: int
-    y: int
-    z: int
+# --- threads ---------------------------------------------------------------------------------------------
 
 
-class Memory:
-    """An array of one axis as a kernel sees it: it has no negative indices and no end to run past."""
-
-    def __init__(self, name: str, array: np.ndarray) -> None:
-        self.name, self.array = name, array
-
-    def __len__(self) -> int:
-        return len(self.array)
-
-    @property
-    def size(self) -> int:
-        """The number of elements."""
-        return self.array.size
-
-    def __getitem__(self, index: Any) -> Any:
-        return self.array[self._checked(index)]
-
-    def __setitem__(self, index: Any, value: Any) -> None:
-        with np.errstate(all="ignore"):
-            self.array[self._checked(index)] = value
-
-    def _checked(self, index: Any) -> int:
-        if not 0 <= index < self.array.size:
-            problem = f"index {index} is outside of {self.name}, which has {self.array.size} elements"
-            raise RangeError("simulator", f"{problem}, in {_here()}", "Test the index before the access")
-        return int(index)
+class _Stopped(BaseException):
+    """Ends the threads of a launch in which another has failed."""
 
 
 class _Thread:
     """One thread of the block that is running."""
 
-    def __init__(self, number: int, index: Index) -> None:
-        self.number, self.index = number, index
-        self.may_run = threading.Lock()
-        self.may_run.acquire()
-        self.waits: str | None = None  # what it waits for, None once it has ended
-        self.offered: Any = None  # to a shuffle
-        self.allocations = 0
+    def __init__(self, number: int) -> None:
+        self.number, self.index = number, Index(number, 0, 0)
+        self.turns: SimpleQueue[bool] = SimpleQueue()  # True to go on, False to stop
+        self.waits_at = "its end"  # of the block before
 
+    def enter(self, block: Index) -> None:
+        """Be a thread of that block, which all begin as if behind a barrier."""
+        self.waits_at = "syncthreads"
+        self.now = Moment(block, 0, self.number)
+        self.shared_arrays = self.shuffles = 0
+        self.offered: list[Any] = [None, None]  # to shuffles of even and of odd number
 
-class _Stopped(BaseException):
-    """Ends a thread of a block in which another has failed."""
-
-
-class _Block:
-    """The block that is running: one thread at a time, handed over at barriers."""
-
-    def __init__(self, index: Index, grid: Index, threads: Index, seed: int) -> None:
-        self.index, self.grid, self.size = index, grid, threads
-        self.threads = [_Thread(n, Index(x, y, z)) for n, (z, y, x) in enumerate(product(*map(range, threads[::-1])))]
-        self.shared: list[Memory] = []
-        self.handed_back = threading.Lock()
-        self.handed_back.acquire()
-        self.failure: BaseException | None = None
-        self.stopping = False
-        self.draw = np.random.default_rng(seed) if seed else None
-
-    def run(self, kernel: Callable[..., None], args: tuple[Any, ...]) -> None:
-        workers = [threading.Thread(target=self._work, args=(t, kernel, args), daemon=True) for t in self.threads]
-        for worker in workers:
-            worker.start()
-        ready = self.threads
-        while ready and self.failure is None:
-            for thread in ready if self.draw is None else [ready[i] for i in self.draw.permutation(len(ready))]:
-                self._hand_over(thread)
-                if self.failure is not None:
-                    break
-            else:
-                ready = self._ready()
-        self.stopping = True
-        for thread in self.threads:
-            if thread.waits is not None:
-                self._hand_over(thread)
-        for worker in workers:
-            worker.join()
-        if self.failure is not None:
-            raise self.failure
-
-    def _hand_over(self, thread: _Thread) -> None:
-        thread.may_run.release()
-        self.handed_back.acquire()
-
-    def _work(self, thread: _Thread, kernel: Callable[..., None], args: tuple[Any, ...]) -> None:
-        thread.waits = "its start"
-        thread.may_run.acquire()
-        _running.thread, _running.block = thread, self
-        try:
-            with suppress(_Stopped), np.errstate(all="ignore"):
-                if not self.stopping:
-                    kernel(*args)
-        except BaseException as error:  # noqa: BLE001 (raised by `run`)
-            self.failure = error
-        thread.waits = None
-        self.handed_back.release()
-
-    def wait(self, thread: _Thread, what: str) -> None:
-        """Let the others run up to `what`."""
-        thread.waits = what
-        self.handed_back.release()
-        thread.may_run.acquire()
-        if self.stopping:
+    def sleep(self) -> None:
+        if not self.turns.get():
             raise _Stopped
 
-    def _ready(self) -> list[_Thread]:
+
+class _Launch:
+    """A grid of blocks, one after another. One thread runs at a time, up to a barrier, where it wakes the next."""
+
+    def __init__(self, kernel: Callable[..., None], blocks: tuple[int, int, int], threads: int, seed: int) -> None:
+        self.kernel, self.grid, self.size = kernel, Index(*blocks), Index(threads, 1, 1)
+        self.draw = np.random.default_rng(seed) if seed else None
+        self.blocks = self._ordered([Index(x, y, z) for z, y, x in product(*map(range, self.grid[::-1]))])
+        self.threads = [_Thread(number) for number in range(threads)]
+        self.to_run: list[_Thread] = []  # before anybody may pass the barrier
+        self.block, self.shared = Index(0, 0, 0), list[Memory]()
+        self.outcome: SimpleQueue[BaseException | None] = SimpleQueue()
+
+    def run(self, args: tuple[Any, ...]) -> None:
+        workers = [threading.Thread(target=self._work, args=(thread, args), daemon=True) for thread in self.threads]
+        try:
+            for worker in workers:
+                worker.start()
+            self._wake_next()
+            failure = self.outcome.get()
+        finally:
+            for thread in self.threads:
+                thread.turns.put(False)
+            for worker in workers:
+                if worker.is_alive():
+                    worker.join()
+        if failure is not None:
+            raise failure
+
+    def _work(self, thread: _Thread, args: tuple[Any, ...]) -> None:
+        running.thread, running.launch = thread, self
+        try:
+            with np.errstate(all="ignore"):
+                while True:
+                    thread.sleep()
+                    self.kernel(*args)
+                    thread.waits_at = "its end"
+                    self._wake_next()
+        except _Stopped:
+            pass
+        except MiniTransformerError as error:
+            self.outcome.put(error)
+        except BaseException as error:  # noqa: BLE001 (raised by `run`)
+            problem = f"{type(error).__name__} ({error}) in {here()}"
+            failure = KernelError("simulator", problem, "Its traceback is above")
+            failure.__cause__ = error
+            self.outcome.put(failure)
+
+    def wait(self, what: str) -> None:
+        """Let the other threads run until this one may go on."""
+        thread = running.thread
+        thread.waits_at = what
+        self._wake_next()
+        thread.sleep()
+
+    def _wake_next(self) -> None:
+        if not self.to_run:
+            self.to_run = self._ordered(self._released() or self._next_block())
+        if self.to_run:
+            self.to_run.pop(0).turns.put(True)
+        else:
+            self.outcome.put(None)
+
+    def _released(self) -> list[_Thread]:
         """The threads that may go on: warps that all shuffle, or else the whole block at a barrier."""
-        waiting = [t for t in self.threads if t.waits is not None]
+        waiting = [t for t in self.threads if t.waits_at != "its end"]
         warps = [list(threads) for _, threads in groupby(waiting, lambda t: t.number // WARP)]
-        ready = [t for warp in warps if all(t.waits == "a shuffle" for t in warp) for t in warp]
-        if ready or not waiting:
-            return ready
-        if len(waiting) < len(self.threads) or any(t.waits != "syncthreads" for t in waiting):
-            places = " and ".join(sorted({str(t.waits) for t in waiting}))
-            ended = len(self.threads) - len(waiting)
-            problem = f"in block {tuple(self.index)} {len(waiting)} threads wait at {places} while {ended} have ended"
-            fix = "Let all threads of a block reach the same barriers: leave no loop or function early before one"
-            self.failure = ConfigError("simulator", problem, fix)
-        return waiting
+        shuffling = [t for warp in warps if all(t.waits_at == "a shuffle" for t in warp) for t in warp]
+        places = {t.waits_at: f"thread {t.number} is at {t.waits_at}" for t in self.threads}
+        if not shuffling and len(places) > 1:
+            problem = f"in block {tuple(self.block)} {' and '.join(places.values())}, expected all at one barrier"
+            raise KernelError("simulator", problem, "Leave no loop or function early before a barrier")
+        return shuffling or waiting
+
+    def _next_block(self) -> list[_Thread]:
+        if not self.blocks:
+            return []
+        self.block, self.shared = self.blocks.pop(0), []
+        for thread in self.threads:
+            thread.enter(self.block)
+        return self.threads
+
+    def _ordered(self, some: list[Any]) -> list[Any]:
+        return [some[i] for i in (range(len(some)) if self.draw is None else self.draw.permutation(len(some)))]
 
 
-def _here() -> str:
-    return f"thread {tuple(_running.thread.index)} of block {tuple(_running.block.index)}"
-
-
-def _fresh(size: int, dtype: Any, name: str) -> Memory:
-    """Memory that nothing has been written to."""
-    kind = as_dtype(dtype)
-    return Memory(name, np.full(size, np.nan if kind.kind == "f" else np.iinfo(kind).min, kind))
+# --- what a kernel calls ---------------------------------------------------------------------------------
 
 
 class _Shared:
@@ -176,11 +154,11 @@ class _Shared:
 
     @staticmethod
     def array(shape: int, dtype: Any, alignment: int | None = None) -> Memory:
-        thread, block = _running.thread, _running.block
-        if thread.allocations == len(block.shared):
-            block.shared.append(_fresh(shape, dtype, f"shared array {thread.allocations}"))
-        thread.allocations += 1
-        return block.shared[thread.allocations - 1]
+        thread, arrays = running.thread, running.launch.shared
+        if thread.shared_arrays == len(arrays):
+            arrays.append(fresh_memory(shape, dtype, f"shared array {len(arrays)}"))
+        thread.shared_arrays += 1
+        return arrays[thread.shared_arrays - 1]
 
 
 class _Local:
@@ -188,7 +166,7 @@ class _Local:
 
     @staticmethod
     def array(shape: int, dtype: Any, alignment: int | None = None) -> Memory:
-        return _fresh(shape, dtype, "a local array")
+        return fresh_memory(shape, dtype, "a local array")
 
 
 class Simulator:
@@ -196,74 +174,64 @@ class Simulator:
 
     shared, local = _Shared(), _Local()
 
-    @property
-    def threadIdx(self) -> Index:
-        return _running.thread.index
-
-    @property
-    def blockIdx(self) -> Index:
-        return _running.block.index
-
-    @property
-    def blockDim(self) -> Index:
-        return _running.block.size
-
-    @property
-    def gridDim(self) -> Index:
-        return _running.block.grid
+    threadIdx = property(lambda self: running.thread.index)
+    blockIdx = property(lambda self: running.launch.block)
+    blockDim = property(lambda self: running.launch.size)
+    gridDim = property(lambda self: running.launch.grid)
 
     @staticmethod
-    def jit(function: Any = None, **options: Any) -> Any:
+    def jit(**options: Any) -> Callable[[Any], Any]:
         """Device functions stay as they are."""
-        return function if function is not None else (lambda function: function)
-
-    def syncthreads(self) -> None:
-        """Wait for all threads of the block."""
-        _running.block.wait(_running.thread, "syncthreads")
-
-    def shfl_xor_sync(self, mask: int, value: Any, lane_mask: int) -> Any:
-        """The value of the thread of the same warp whose number differs from this one's by `lane_mask`."""
-        return self._shuffle(value, lambda lane: lane ^ lane_mask)
-
-    def shfl_down_sync(self, mask: int, value: Any, delta: int) -> Any:
-        """The value of the thread `delta` further in the warp, or its own."""
-        return self._shuffle(value, lambda lane: lane + delta if lane + delta < WARP else lane)
-
-    def shfl_sync(self, mask: int, value: Any, source: int) -> Any:
-        """The value of the thread with number `source` in the warp."""
-        return self._shuffle(value, lambda lane: source)
+        return lambda function: function
 
     @staticmethod
-    def _shuffle(value: Any, partner: Callable[[int], int]) -> Any:
-        thread, block = _running.thread, _running.block
-        thread.offered = value
-        block.wait(thread, "a shuffle")
-        first = thread.number // WARP * WARP
-        number = first + partner(thread.number - first)
-        if number >= len(block.threads) or block.threads[number].waits is None:
-            problem = f"a shuffle reads thread {number}, which is not there, in {_here()}"
-            raise RangeError("simulator", problem, "Let whole warps take part")
-        got = block.threads[number].offered
-        block.wait(thread, "a shuffle")  # so that nobody offers the next value before all have this one
-        return got
+    def syncthreads() -> None:
+        """Wait for all threads of the block."""
+        running.launch.wait("syncthreads")
+        thread = running.thread
+        thread.now = thread.now._replace(interval=thread.now.interval + 1)
+
+    @staticmethod
+    def shfl_xor_sync(mask: int, value: Any, lane_mask: int) -> Any:
+        """The value of the thread of the same warp whose number differs from this one's by `lane_mask`."""
+        return _shuffled(mask, value, lambda lane: lane ^ lane_mask)
+
+    @staticmethod
+    def shfl_down_sync(mask: int, value: Any, delta: int) -> Any:
+        """The value of the thread `delta` further in the warp, or its own."""
+        return _shuffled(mask, value, lambda lane: lane + delta if lane + delta < WARP else lane)
+
+    @staticmethod
+    def shfl_sync(mask: int, value: Any, source: int) -> Any:
+        """The value of the thread with number `source` in the warp."""
+        return _shuffled(mask, value, lambda lane: source)
+
+
+def _shuffled(mask: int, value: Any, partner: Callable[[int], int]) -> Any:
+    thread, launch = running.thread, running.launch
+    if mask % 2**WARP != 2**WARP - 1:
+        raise KernelError("simulator", f"a shuffle has the mask {mask:#x}, expected -1", "Let whole warps take part")
+    thread.shuffles += 1
+    slot = thread.shuffles % 2  # nobody is two shuffles ahead
+    thread.offered[slot] = value
+    launch.wait("a shuffle")
+    lane = thread.number % WARP
+    number = thread.number - lane + partner(lane)
+    inside = 0 <= partner(lane) < WARP and number < len(launch.threads)
+    if not inside or launch.threads[number].shuffles < thread.shuffles:
+        problem = f"a shuffle reads thread {number}, which is not there, in {here()}"
+        raise KernelError("simulator", problem, "Let whole warps take part")
+    return launch.threads[number].offered[slot]
 
 
 cuda = Simulator()
-_one_at_a_time = threading.Lock()
 
 
 def run(kernel: Callable[..., None], blocks: tuple[int, int, int], threads: int, args: tuple[Any, ...]) -> None:
     """Launch a kernel that was built with the `cuda` of this file."""
-    names = kernel.__code__.co_varnames
+    accesses = Accesses()
     ready = tuple(
-        Memory(name, arg.host) if isinstance(arg, SimulatedArray) else arg
-        for name, arg in zip(names, args, strict=False)
+        Memory(name, arg.host, accesses) if isinstance(arg, SimulatedArray) else arg
+        for name, arg in zip(signature(kernel).parameters, args, strict=True)
     )
-    grid = Index(*blocks)
-    for block in _all_blocks(grid):
-        with _one_at_a_time:
-            _Block(block, grid, Index(threads, 1, 1), _seed.get()).run(kernel, ready)
-
-
-def _all_blocks(grid: Index) -> Iterator[Index]:
-    return (Index(x, y, z) for z, y, x in product(*map(range, grid[::-1])))
+    _Launch(kernel, blocks, threads, _seed.get()).run(ready)
