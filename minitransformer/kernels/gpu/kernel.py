@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import Any
 
 import numpy as np
+from numba import types
 from numba.np.numpy_support import as_dtype
 
 from minitransformer.errors import require
@@ -18,8 +19,9 @@ from minitransformer.kernels.gpu.arrays import SimulatedArray, cupy
 class Kernel:
     """A function for a block of `threads` threads, made by `build(cuda)`, and the Numba types of its arguments.
 
-    Arrays are vectors without gaps, `T[::1]`, see `arrays.flat`; all else are numbers, converted to their types. Call
-    `build` factories through `functools.cache`, so that each is compiled once, when it is first launched.
+    Arrays are vectors without gaps, `T[::1]`, see `arrays.flat`; all else are numbers, converted to their types, and
+    named tuples of both. Call `build` factories through `functools.cache`, so that each is compiled once, when it is
+    first launched.
     """
 
     def __init__(
@@ -35,8 +37,7 @@ class Kernel:
             self._compiled[blocks, self.threads, _stream()](*args)
 
     def _converted(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        pairs = zip(args, self.types, strict=True)
-        return tuple(a if isinstance(a, SimulatedArray) else _number(a, as_dtype(t)) for a, t in pairs)
+        return tuple(_converted(a, t) for a, t in zip(args, self.types, strict=True))
 
     @cached_property
     def _simulated(self) -> Callable[..., None]:
@@ -46,6 +47,13 @@ class Kernel:
     def _compiled(self) -> Any:
         cuda = numba_cuda()
         return cuda.jit(self.types, max_registers=self.registers)(self.build(cuda))
+
+
+def _converted(value: Any, type_: Any) -> Any:
+    if isinstance(type_, types.BaseTuple):
+        parts = (_converted(v, t) for v, t in zip(value, type_, strict=True))
+        return getattr(type(value), "_make", tuple)(parts)
+    return value if isinstance(value, SimulatedArray) else _number(value, as_dtype(type_))
 
 
 def _number(value: Any, dtype: np.dtype) -> Any:

@@ -255,14 +255,20 @@ _one_at_a_time = threading.Lock()
 def run(kernel: Callable[..., None], blocks: tuple[int, int, int], threads: int, args: tuple[Any, ...]) -> None:
     """Launch a kernel that was built with the `cuda` of this file."""
     names = kernel.__code__.co_varnames
-    ready = tuple(
-        Memory(name, arg.host) if isinstance(arg, SimulatedArray) else arg
-        for name, arg in zip(names, args, strict=False)
-    )
+    ready = tuple(_as_memory(name, arg) for name, arg in zip(names, args, strict=False))
     grid = Index(*blocks)
     for block in _all_blocks(grid):
         with _one_at_a_time:
             _Block(block, grid, Index(threads, 1, 1), _seed.get()).run(kernel, ready)
+
+
+def _as_memory(name: str, value: Any) -> Any:
+    """What a kernel sees of an argument, of tuples field by field."""
+    if isinstance(value, tuple):
+        names = getattr(value, "_fields", range(len(value)))
+        parts = (_as_memory(f"{name}.{field}", part) for field, part in zip(names, value, strict=True))
+        return getattr(type(value), "_make", tuple)(parts)
+    return Memory(name, value.host) if isinstance(value, SimulatedArray) else value
 
 
 def _all_blocks(grid: Index) -> Iterator[Index]:
