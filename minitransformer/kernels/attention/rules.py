@@ -168,12 +168,13 @@ def rules_of(
         kept=1 / (1 - problem.dropout_p) if problem.dropout_p < 1 else 0.0,
         counter=(np.uint64(row), np.uint64(site), np.uint64(step)),
         key=(np.uint64(seed & 0xFFFFFFFF), np.uint64(seed >> 32)),
-        far=Far(0, 1, 0, 0, 0) if sparse is None else _far_of(sparse),
+        far=Far(0, 1, 0, 0, 0) if sparse is None else far_of(sparse),
         origin=_NONE if sparse is None else _ready(np.broadcast_to(sparse.origin, (sizes.B,)), np.int64),
     )
 
 
-def _far_of(sparse: Sparse) -> Far:
+def far_of(sparse: Sparse) -> Far:
+    """The rule in numbers."""
     return Far(sparse.left, sparse.block, sparse.far.start, sparse.far.step, len(sparse.far))
 
 

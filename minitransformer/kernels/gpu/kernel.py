@@ -21,8 +21,9 @@ _MOST_BLOCKS = 2**31 - 1, 2**16 - 1, 2**16 - 1  # along each axis, on every GPU
 class Kernel:
     """A function for a block of `threads` threads, made by `build(cuda)`, and the Numba types of its arguments.
 
-    Arrays are vectors without gaps, `T[::1]`, see `arrays.flat`; all else are numbers, converted to their types. Call
-    `build` factories through `functools.cache`, so that each is compiled once, when it is first launched.
+    Arrays are vectors without gaps, `T[::1]`, see `arrays.flat`; all else are numbers, converted to their types, and
+    named tuples of both. Call `build` factories through `functools.cache`, so that each is compiled once, when it is
+    first launched.
     """
 
     def __init__(
@@ -53,6 +54,9 @@ class Kernel:
 
 def _argument(value: Any, kind: Any) -> Any:
     """What a simulated kernel gets; integers stay Python's, which do not wrap around unseen."""
+    if isinstance(kind, types.BaseTuple):
+        parts = (_argument(part, its) for part, its in zip(value, kind, strict=True))
+        return getattr(type(value), "_make", tuple)(parts)
     if isinstance(kind, types.Integer):
         return integer(value)
     if not isinstance(kind, types.Array):

@@ -230,8 +230,14 @@ cuda = Simulator()
 def run(kernel: Callable[..., None], blocks: tuple[int, int, int], threads: int, args: tuple[Any, ...]) -> None:
     """Launch a kernel that was built with the `cuda` of this file."""
     accesses = Accesses()
-    ready = tuple(
-        Memory(name, arg.host, accesses) if isinstance(arg, SimulatedArray) else arg
-        for name, arg in zip(signature(kernel).parameters, args, strict=True)
-    )
+    ready = tuple(_as_memory(name, arg, accesses) for name, arg in zip(signature(kernel).parameters, args, strict=True))
     _Launch(kernel, blocks, threads, _seed.get()).run(ready)
+
+
+def _as_memory(name: str, value: Any, accesses: Accesses) -> Any:
+    """What a kernel sees of an argument, of tuples field by field."""
+    if isinstance(value, tuple):
+        names = getattr(value, "_fields", range(len(value)))
+        parts = (_as_memory(f"{name}.{field}", part, accesses) for field, part in zip(names, value, strict=True))
+        return getattr(type(value), "_make", tuple)(parts)
+    return Memory(name, value.host, accesses) if isinstance(value, SimulatedArray) else value

@@ -1,4 +1,4 @@
-"""The formulas of linear attention (Katharopoulos et al. 2020) over one sum, which each implementation makes in its way.
+"""The formulas of linear attention (Katharopoulos et al. 2020) over one sum, which each side makes in its way.
 
     out_t = sum_s (phi(q_t) . phi(k_s)) v_s / sum_s phi(q_t) . phi(k_s),  s over all keys, or s <= t if causal
 
