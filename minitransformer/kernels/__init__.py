@@ -23,7 +23,7 @@ from minitransformer.errors import ConfigError, nearest
 
 # Implementations of each family in order of preference; the reference is always last.
 FAMILIES: dict[str, tuple[str, ...]] = {
-    "attention": ("cpu", "reference"),
+    "attention": ("cpu", "cuda", "reference"),
     "decode": ("cpu", "reference"),
     "linear_attention": ("cpu", "cuda", "reference"),
     "optimizer": ("cpu", "cuda", "reference"),

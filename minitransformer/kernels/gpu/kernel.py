@@ -55,7 +55,8 @@ class Kernel:
 def _argument(value: Any, kind: Any) -> Any:
     """What a simulated kernel gets; integers stay Python's, which do not wrap around unseen."""
     if isinstance(kind, types.BaseTuple):
-        parts = (_argument(part, its) for part, its in zip(value, kind, strict=True))
+        kinds: Any = kind
+        parts = (_argument(part, its) for part, its in zip(value, kinds, strict=True))
         return getattr(type(value), "_make", tuple)(parts)
     if isinstance(kind, types.Integer):
         return integer(value)
