@@ -19,7 +19,16 @@ from minitransformer.errors import (
     RangeError,
     ShapeError,
 )
-from minitransformer.kernels.gpu.arrays import DEVICES, check_device, device_of, is_array, on_device, plain, to_host
+from minitransformer.kernels.gpu.arrays import (
+    DEVICES,
+    check_device,
+    device_of,
+    free_memory,
+    is_array,
+    on_device,
+    plain,
+    to_host,
+)
 
 recording: ContextVar[bool] = ContextVar("minitransformer_recording", default=True)
 checksums: ContextVar[bool] = ContextVar("minitransformer_checksums", default=False)
@@ -138,8 +147,11 @@ def too_large(op: str, error: MemoryError, arrays: Iterable[Any]) -> AllocationE
     """`error`, which says how much was asked for, with the op and the shapes that led to it."""
     if isinstance(error, AllocationError):
         return error
-    shapes = ", ".join(str(array.shape) for array in arrays if is_array(array))
-    problem = f"there is too little memory: {str(error) or 'no details'}; shapes given: {shapes or 'none'}"
+    given = [array for array in arrays if is_array(array)]
+    shapes = ", ".join(str(array.shape) for array in given)
+    free = free_memory(given)
+    left = "" if free is None else f"; free on the GPU: {free:,} bytes"
+    problem = f"there is too little memory: {str(error) or 'no details'}{left}; shapes given: {shapes or 'none'}"
     return AllocationError(op, problem, "Make the batch, the sequence or the model smaller")
 
 

@@ -112,7 +112,7 @@ def cross_entropy_forward(
 
 
 def cross_entropy_backward(dout: np.ndarray, saved: CrossEntropy) -> tuple[np.ndarray]:
-    dlosses = dout.reshape(-1) if saved.scale is None else np.full_like(saved.lse, dout * saved.scale, dout.dtype)
+    dlosses = dout.reshape(-1) if saved.scale is None else np.zeros_like(saved.lse) + dout * saved.scale
     dlogits = saved.kernel.cross_entropy_backward(
         dlosses, saved.logits, saved.targets, saved.valid, saved.lse, saved.label_smoothing
     )

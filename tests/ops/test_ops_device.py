@@ -9,6 +9,7 @@ import pytest
 
 import minitransformer as mt
 from minitransformer.autograd import OPS
+from minitransformer.errors import AllocationError, DeviceError
 from minitransformer.kernels.gpu.arrays import SimulatedArray, to_host
 from minitransformer.testing.calls import CALLS
 
@@ -51,3 +52,37 @@ def test_a_gradient_goes_back_to_where_its_tensor_is() -> None:
     y = (x.to("simulator") * 3).to("cpu")
     y.sum().backward()
     assert y.device == "cpu" and isinstance(x.grad, np.ndarray) and x.grad.tolist() == [3, 3]
+
+
+def test_too_little_memory_on_a_gpu_says_how_much_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("minitransformer.autograd.base.free_memory", lambda arrays: 1234567)
+
+    def fail(*arrays: Any) -> None:
+        raise MemoryError("Out of memory allocating 8,000,000 bytes")
+
+    monkeypatch.setattr(OPS["add"], "forward", fail)
+    problem = r"add: there is too little memory: .*allocating 8,000,000 bytes; free on the GPU: 1,234,567 bytes; shapes"
+    with pytest.raises(AllocationError, match=rf"{problem} given: \(2,\)\. Make the batch, the sequence or the model"):
+        mt.tensor([1.0, 2.0], device="simulator") + 1
+
+
+def test_arrays_of_two_devices_are_refused_by_name() -> None:
+    here, there = mt.tensor([1.0, 2.0]), mt.tensor([1.0, 2.0], device="simulator")
+    fix = r"Move one of them: t\.to\(device\)\."
+    for op, a, b in (("add", here, there), ("matmul", there, here)):
+        with pytest.raises(DeviceError, match=f"{op}: got arrays on 'cpu' and 'simulator', expected one device. {fix}"):
+            OPS[op](a, b)
+    with pytest.raises(
+        DeviceError, match=r"kernels\.layer_norm_forward: got arrays on cpu and simulator, expected all"
+    ):
+        OPS["layer_norm"](there, mt.tensor([1.0, 1.0]), None, normalized_shape=(2,))
+    with pytest.raises(
+        DeviceError, match=r"numpy: the tensor is on 'simulator', expected it on 'cpu'\. Copy it to the"
+    ):
+        there.numpy()
+    with pytest.raises(DeviceError, match=r"backward: gradient is on 'cpu', the other arrays on 'simulator'\. Move it"):
+        mt.tensor([1.0, 2.0], requires_grad=True, device="simulator").backward(np.ones(2))
+    with pytest.raises(DeviceError, match="data: the new data is on 'simulator', the other arrays on 'cpu'"):
+        here.data = there
+    with pytest.raises(DeviceError, match="setitem: the value is on 'cpu', the other arrays on 'simulator'"):
+        there[:1] = here[:1]

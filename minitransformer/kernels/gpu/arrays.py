@@ -6,6 +6,7 @@ makes out of nothing has no library to ask, so new arrays come from `np.empty_li
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -204,6 +205,14 @@ def device_of(array: Any) -> str:
     if isinstance(array, SimulatedArray):
         return "simulator"
     return "cuda" if on_device(array) else "cpu"
+
+
+def free_memory(arrays: Sequence[Any]) -> int | None:
+    """Bytes that can still be allocated on the GPU, if one of `arrays` is there: its own and those CuPy keeps."""
+    if not any(device_of(array) == "cuda" for array in arrays):
+        return None
+    unused: int = cupy().get_default_memory_pool().free_bytes()
+    return unused + cupy().cuda.runtime.memGetInfo()[0]
 
 
 def to_host(array: Any) -> np.ndarray:
