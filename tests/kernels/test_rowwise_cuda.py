@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from against_reference import cast, check_errors, check_refusals, check_special, is_float, outcome
+from against_reference import cast, check_errors, check_refusals, check_special, is_float
 from kernel_calls import CALLS, ROWS
-from on_simulator import simulated
+from on_simulator import check_arrays, simulated
 
-from minitransformer.errors import DeviceError, ShapeError
 from minitransformer.kernels.gpu import blocks
 from minitransformer.kernels.gpu.arrays import SimulatedArray
 from minitransformer.kernels.gpu.blocks import Block
@@ -37,8 +36,14 @@ def test_every_function_has_calls() -> None:
 
 @functions
 def test_errors_and_the_same_bits_in_any_order_of_threads(name: str) -> None:
-    for args in calls(name, *ROWS):
+    for args in calls(name, *(shape for shape in ROWS if shape != (17, 64))):
         check_errors(gpu, reference, name, args)
+
+
+@pytest.mark.parametrize("name", ["layer_norm_backward", "rms_norm_backward"])
+def test_sums_over_more_than_one_strip_of_rows(name: str) -> None:
+    (args,) = calls(name, (17, 64))
+    check_errors(gpu, reference, name, tuple(x[..., :5] if x.shape[-1] == 64 else x for x in args))
 
 
 @functions
@@ -74,50 +79,14 @@ def test_blocks_of_whole_warps(name: str, block: Block, monkeypatch: pytest.Monk
 
 
 @functions
-def test_arrays_with_gaps_and_in_columns(name: str) -> None:
-    for args in calls(name, (3, 5)):
-        expected = outcome(getattr(gpu, name), cast(args, np.float32))
-        for layout in (np.asfortranarray, lambda x: np.repeat(x, 2, axis=-1)[..., ::2], lambda x: x[::-1].copy()[::-1]):
-            given = [
-                layout(x) if isinstance(x, np.ndarray) and WRITTEN.get(name) != i else x
-                for i, x in enumerate(cast(args, np.float32))
-            ]
-            for a, b in zip(outcome(getattr(gpu, name), given), expected, strict=True):
-                assert a.tobytes() == b.tobytes()
-
-
-@pytest.mark.parametrize("name", WRITTEN)
-def test_what_is_written_to_must_lie_as_the_kernel_writes(name: str) -> None:
-    args = cast(next(calls(name, (3, 5))), np.float32)
-    args[WRITTEN[name]] = np.asfortranarray(args[WRITTEN[name]])
-    with pytest.raises(ShapeError, match=rf"kernels.{name}: an array to write to is float32 with strides \(4, 12\)"):
-        getattr(gpu, name)(*args)
+def test_arrays_of_any_layout_dtype_and_device(name: str) -> None:
+    check_arrays(cuda, name, next(calls(name, (3, 5))), WRITTEN.get(name))
 
 
 @functions
 def test_what_does_not_fit_is_refused(name: str) -> None:
     for args in calls(name, (3, 5)):
         check_refusals(gpu, name, args)
-
-
-@functions
-def test_arrays_of_the_host_are_refused(name: str) -> None:
-    with pytest.raises(DeviceError, match=rf"kernels.{name}: got arrays on cpu, expected all of them on one GPU"):
-        getattr(cuda, name)(*next(calls(name, (3, 5))))
-
-
-@functions
-def test_floats_of_two_dtypes_become_the_wider(name: str) -> None:
-    for args in calls(name, (3, 5)):
-        floats = [i for i, x in enumerate(args) if is_float(x)]
-        for i in floats:
-            given = cast(args, np.float32)
-            if len(floats) > 1 and WRITTEN.get(name) in (None, i):
-                given[i] = given[i].astype(np.float64)
-                result = outcome(getattr(gpu, name), given)
-                expected = outcome(getattr(gpu, name), cast(args, np.float64))
-                for a, b in zip(result[: -len(floats)], expected, strict=False):
-                    assert a.tobytes() == b.tobytes()
 
 
 @pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int32, np.uint64])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import cache
+from math import sqrt
 from typing import Any
 
 import numpy as np
@@ -281,7 +282,7 @@ def _adam_update(data: Any, gradient: Any, first: Any, second: Any, *numbers: fl
 
 def _adam_numbers(lr: float, beta1: float, beta2: float, eps: float, step: int) -> tuple[float, ...]:
     """What the kernel multiplies with, as in the reference: see `_adam_update` there."""
-    root = math.sqrt(1 - beta2**step)
+    root = sqrt(1 - beta2**step)
     return 1 - beta1, beta2, 1 - beta2, eps * root, lr * root / (1 - beta1**step)
 
 

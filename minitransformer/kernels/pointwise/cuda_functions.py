@@ -5,24 +5,24 @@ Each factory takes `cuda` and the type T of the number, and returns a device fun
 
 from __future__ import annotations
 
-import math
+from math import pi, sqrt
 from typing import Any
 
 from minitransformer.kernels.gpu.blocks import functions
 
-_LINEAR = 2 * math.sqrt(2 / math.pi)  # GELU's (1 + tanh(u)) / 2 is sigmoid(2u), and 2u = _LINEAR x + _CUBIC x^3
+_LINEAR = 2 * sqrt(2 / pi)  # GELU's (1 + tanh(u)) / 2 is sigmoid(2u), and 2u = _LINEAR x + _CUBIC x^3
 _CUBIC = 0.044715 * _LINEAR
 
 
 def erf(cuda: Any, T: Any) -> Any:
-    library = functions(cuda)
-    return cuda.jit(device=True)(lambda x: library.erf(x))
+    math = functions(cuda)
+    return cuda.jit(device=True)(lambda x: math.erf(x))
 
 
 def normal(cuda: Any, T: Any) -> Any:
     """Phi(x), by erfc: in the lower tail 1 + erf would cancel."""
-    library, half, root = functions(cuda), T(0.5), T(-math.sqrt(0.5))
-    return cuda.jit(device=True)(lambda x: half * library.erfc(x * root))
+    math, half, root = functions(cuda), T(0.5), T(-sqrt(0.5))
+    return cuda.jit(device=True)(lambda x: half * math.erfc(x * root))
 
 
 def gelu(cuda: Any, T: Any) -> Any:
@@ -31,21 +31,21 @@ def gelu(cuda: Any, T: Any) -> Any:
 
 
 def gelu_backward(cuda: Any, T: Any) -> Any:
-    library, probability, half, density = functions(cuda), normal(cuda, T), T(-0.5), T(1 / math.sqrt(2 * math.pi))
-    return cuda.jit(device=True)(lambda d, x: d * (probability(x) + x * density * library.exp(half * x * x)))
+    math, probability, half, density = functions(cuda), normal(cuda, T), T(-0.5), T(1 / sqrt(2 * pi))
+    return cuda.jit(device=True)(lambda d, x: d * (probability(x) + x * density * math.exp(half * x * x)))
 
 
 def sigmoid(cuda: Any, T: Any) -> Any:
-    library, one = functions(cuda), T(1)
-    return cuda.jit(device=True)(lambda x: one / (one + library.exp(-x)))
+    math, one = functions(cuda), T(1)
+    return cuda.jit(device=True)(lambda x: one / (one + math.exp(-x)))
 
 
 def sigmoid_and_slope(cuda: Any, T: Any) -> Any:
     """s and s (1 - s), to a few roundings of each however large |x| is."""
-    library, one = functions(cuda), T(1)
+    math, one = functions(cuda), T(1)
 
     def both(x: Any) -> Any:
-        e = library.exp(-abs(x))
+        e = math.exp(-abs(x))
         small = one / (one + e)  # s of |x|; e times that is s of -|x|
         large = e * small
         return (large if x < 0 else small), large * small
