@@ -91,7 +91,8 @@ def test_refused_settings(refused: Refused) -> None:
         "--seed -1": "TrainConfig: seed is -1, expected an integer from 0 to 2**64 - 1. Pass such a seed.",
         "--seed 1e3": f"train: argument --seed: expected a whole number, got '1e3'. {SEE}",
         "--threads 0": "TrainConfig: threads is 0, expected a whole number of at least 1. Change threads.",
-        "--device cuda": "TrainConfig: device 'cuda' is not available in this version, expected 'cpu'. Use 'cpu'.",
+        "--device tpu": "TrainConfig: device is 'tpu', expected one of ('auto', 'cpu', 'cuda', 'simulator'). "
+        "Pass one of them.",
         "--optimizer lion": "TrainConfig: optimizer is 'lion', expected one of ('adamw', 'adam', 'sgd'). "
         "Pass one of them.",
         "--tokenizer bpe": "tokenizer: there is no tokenizer of kind 'bpe'. Known: byte, char.",

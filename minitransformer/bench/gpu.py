@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numba import float32, int64
 
 from minitransformer.bench import gpu_attention, peer
-from minitransformer.bench.attention import Case
+from minitransformer.bench.attention_case import Case
 from minitransformer.bench.gpu_attention import rate_of_products, timed_on
 from minitransformer.bench.harness import OURS, alternate, compare, milliseconds
 from minitransformer.bench.recipe import Ours, Recipe, Theirs
@@ -32,7 +31,7 @@ from minitransformer.errors import MiniTransformerError
 from minitransformer.files import write_json
 from minitransformer.kernels import FAMILIES
 from minitransformer.kernels.gpu.arrays import check_device, cupy, move
-from minitransformer.kernels.gpu.kernel import Kernel
+from minitransformer.kernels.gpu.blocks import empty_kernel
 from minitransformer.threads import Workers
 from minitransformer.training import TrainConfig
 
@@ -114,16 +113,7 @@ def _sanitized(device: str) -> dict[str, Any]:
 def _launch(device: str) -> dict[str, Any]:
     """Seconds of the host for a launch with three arrays and a number, and of the device for an empty kernel."""
 
-    def build(cuda: Any) -> Callable[..., None]:
-        def kernel(a: Any, b: Any, c: Any, n: Any) -> None:
-            i = cuda.threadIdx.x
-            if i < n:
-                c[i] = a[i] + b[i]
-
-        return kernel
-
-    vector = float32[::1]
-    kernel = Kernel(build, (vector, vector, vector, int64), 32)
+    kernel = empty_kernel()
     a, b, c = (move(np.ones(32, np.float32), device) for _ in range(3))
 
     def work() -> None:

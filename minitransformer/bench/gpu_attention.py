@@ -11,7 +11,7 @@ import numpy as np
 
 from minitransformer.autograd import OPS
 from minitransformer.bench import peer
-from minitransformer.bench.attention import PASSES, Case, check
+from minitransformer.bench.attention_case import PASSES, Case, check
 from minitransformer.bench.harness import OURS, alternate, compare, milliseconds, paced, spread, timed
 from minitransformer.bench.report import table
 from minitransformer.errors import ConfigError

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from minitransformer.bench.attention import Case
+from minitransformer.bench.attention_case import Case
 from minitransformer.bench.decode import model_of
 from minitransformer.bench.gemm import PRODUCTS, Rates, drawn, gflops
 from minitransformer.bench.harness import timed

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import from_dtype, int64
+from numba import float32, from_dtype, int64
 
 from minitransformer.kernels.gpu import simulator
 from minitransformer.kernels.gpu.arrays import SimulatedArray, flat, on_device
@@ -182,3 +182,21 @@ def strip_sums(T: Any, block: Block) -> Kernel:
         return kernel
 
     return Kernel(build, (T[::1], int64, int64, int64, T[::1]), threads)
+
+
+# --- for measurements ------------------------------------------------------------------------------------
+
+
+@cache
+def empty_kernel() -> Kernel:
+    """c = a + b for the first n of up to 32 float32 numbers: what it takes is the launch."""
+
+    def build(cuda: Any) -> Any:
+        def kernel(a: Any, b: Any, c: Any, n: Any) -> None:
+            i = cuda.threadIdx.x
+            if i < n:
+                c[i] = a[i] + b[i]
+
+        return kernel
+
+    return Kernel(build, (float32[::1], float32[::1], float32[::1], int64), 32)
