@@ -6,7 +6,6 @@ A norm stays on the device: to read it as a number waits for all that was launch
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from functools import cache
 from math import sqrt
