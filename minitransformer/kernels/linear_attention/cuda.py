@@ -5,13 +5,11 @@ Scratch memory is linear in T. What is not a number reaches the tokens before it
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from minitransformer.kernels.gpu.entrance import entrance
-from minitransformer.kernels.gpu.kernel import Kernel
 from minitransformer.kernels.linear_attention import formulas
 
 __all__ = ["backward", "forward"]
@@ -52,8 +50,3 @@ def _in_chunks(x: Any) -> Any:
     chunks = np.zeros_like(x, shape=(*heads, count * CHUNK, width))
     chunks[..., :T, :] = x
     return chunks.reshape(*heads, count, CHUNK, width)
-
-
-def configurations() -> Iterator[tuple[str, Kernel]]:
-    """No kernel of our own: the array's library multiplies."""
-    return iter(())
