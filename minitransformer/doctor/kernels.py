@@ -19,6 +19,7 @@ _STEP = {"lr": 0.1, "weight_decay": 0.1, "num_decayed": 700}
 _ADAM = {**_STEP, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "step": 3}
 _SIZES = {"N": 37, "C": 33, "V": 5, "P": 1000, "B": 2, "H": 4, "K": 2, "T": 35, "D": 18, "E": 7}
 _KEY = DrawKey(seed=1, step=2, site=3, first_row=0)
+_FUSED = 4  # roundings: where the reference rounds a product and then a sum, a GPU may round once
 _BLOCK = block_shapes(4, 2, 18, 50, "gelu_tanh")
 
 
@@ -120,9 +121,10 @@ def agrees(family: str, implementation: str, device: str = "cpu") -> None:
         for dtype in (np.float32, np.float64):
             got, expected = (_results(getattr(module, call.function), call, dtype, where) for module, where in sides)
             error = max(map(_distance, got, expected)) / np.finfo(dtype).eps
+            allowed = max(call.allowed, _FUSED) if device == "cuda" else call.allowed
             problem = f"{call.function} in {np.dtype(dtype)} is {error:.1e} roundings away from the reference"
             fix = "Remove the cache folder that the report names and run this again; if it fails again, report it"
-            expect(error <= call.allowed, f"{family} kernels", f"{problem}, expected {call.allowed:g}", fix)
+            expect(error <= allowed, f"{family} kernels", f"{problem}, expected {allowed:g}", fix)
 
 
 def _distance(a: np.ndarray, b: np.ndarray) -> float:

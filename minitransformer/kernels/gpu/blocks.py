@@ -1,6 +1,7 @@
-"""What kernels share inside of a block: functions of a number, sums and maxima over threads, sums of columns.
+"""What kernels of rows and of single numbers share: sizes of blocks, functions of a number, sums over threads.
 
-The factories here take `cuda`, as `build` does, and return device functions.
+The order of additions is fixed by the sizes of arrays and blocks. Factories of device functions take `cuda`,
+as `build` does.
 """
 
 from __future__ import annotations
@@ -135,7 +136,7 @@ def down_columns(cuda: Any, block: Block) -> Any:
 
 
 def strips(rows: int, block: Block) -> tuple[int, int]:
-    """Into how many strips a matrix is cut, and how many rows each but the last one has: from `rows` alone."""
+    """Into how many strips so many rows are cut, and how many rows each but the last one has."""
     least = _ROUNDS * block.warps
     height = max(least, -(-rows // _STRIPS))
     return -(-rows // height), height

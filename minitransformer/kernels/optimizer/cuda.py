@@ -114,7 +114,7 @@ def _add_l1(T: Any, block: Block) -> Kernel:
 
 @cache
 def _sums(T: Any, block: Block, squares: bool) -> Kernel:
-    """What each block's part of x, `height` elements, adds up to, of squares or as it is."""
+    """What each block's part of x, `height` numbers, adds up to, or their squares do."""
     threads, warps = block.threads, block.warps
 
     def build(cuda: Any) -> Any:
@@ -141,7 +141,7 @@ def _sums(T: Any, block: Block, squares: bool) -> Kernel:
 
 @cache
 def _clip(T: Any, block: Block) -> Kernel:
-    """`clip_factor` is computed by every thread, from the squared norm on the device."""
+    """Every thread computes `clip_factor` for itself, from the squared norm on the device."""
 
     def build(cuda: Any) -> Any:
         math = functions(cuda)
