@@ -1,4 +1,4 @@
-"""What tests run under: Hypothesis profiles, the markers `thorough` and `peers`, sealed global state."""
+"""What tests run under: Hypothesis profiles, the markers `thorough`, `peers` and `cuda`, sealed global state."""
 
 from __future__ import annotations
 
@@ -52,6 +52,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="a test against a peer that is not installed is an error, not a skip",
     )
+    parser.addoption(
+        "--require-cuda",
+        action="store_true",
+        help="a test that compiles for a GPU is an error, not a skip, where numba-cuda is not installed",
+    )
     parser.addoption("--install-bug", metavar="NAME", help="run each test with this bug of the zoo in the package")
 
 
@@ -103,11 +108,12 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    if item.get_closest_marker("peers") and importlib.util.find_spec("torch") is None:
-        reason = 'needs the peers extra: pip install "minitransformer[peers]"'
-        if item.config.getoption("--require-peers"):
-            pytest.fail(reason, pytrace=False)
-        pytest.skip(reason)
+    for marker, module in (("peers", "torch"), ("cuda", "numba_cuda")):
+        if item.get_closest_marker(marker) and importlib.util.find_spec(module) is None:
+            reason = f'needs the {marker} extra: pip install "minitransformer[{marker}]"'
+            if item.config.getoption(f"--require-{marker}"):
+                pytest.fail(reason, pytrace=False)
+            pytest.skip(reason)
 
 
 def global_state() -> dict[str, object]:

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from contextvars import copy_context
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ import minitransformer as mt
 from minitransformer.cli import main
 from minitransformer.doctor import checks, facts
 from minitransformer.doctor.text import facts_text
-from minitransformer.kernels import compiled, store
+from minitransformer.kernels import FAMILIES, compiled, store
 
 ROOT = Path(mt.__file__).parent.parent
 KERNELS = [
@@ -129,48 +128,107 @@ def test_what_is_not_known_comes_with_its_reason(monkeypatch: pytest.MonkeyPatch
 # --- the GPU ---------------------------------------------------------------------------------------------
 
 
-def cuda_text(monkeypatch: pytest.MonkeyPatch, cuda: Any = None) -> str:
-    """What is said with a numba-cuda in the place of ours, or without one."""
+class Driver:
+    """In the place of the library of NVIDIA's driver, whose functions write what was asked for and return 0."""
+
+    def __init__(self, version: int = 13000, capability: tuple[int, int] = (9, 0), count: int = 1, init: int = 0):
+        self.version, self.capability, self.count, self.init = version, capability, count, init
+
+    def cuInit(self, flags: int) -> int:
+        return self.init
+
+    def cuDriverGetVersion(self, number: Any) -> int:
+        number._obj.value = self.version
+        return 0
+
+    def cuDeviceGetCount(self, number: Any) -> int:
+        number._obj.value = self.count
+        return 0
+
+    def cuDeviceGetName(self, name: Any, size: int, device: int) -> int:
+        assert size == len(name) and device == 0
+        name.value = b"NVIDIA H200"
+        return 0
+
+    def cuDeviceGetAttribute(self, number: Any, attribute: int, device: int) -> int:
+        number._obj.value = {75: self.capability[0], 76: self.capability[1]}[attribute]
+        return device
+
+
+def cuda_text(monkeypatch: pytest.MonkeyPatch, driver: Driver | None, *packages: str) -> str:
+    """What is said with this driver, and with these packages for a GPU."""
     version = facts.installed_version
 
     def installed(name: str) -> str:
-        if name == "numba-cuda":
-            if cuda is None:
-                raise PackageNotFoundError(name)
-            return "0.30.4"
-        return version(name)
+        if name.startswith(("numba-cuda", "cupy")) and name not in packages:
+            raise PackageNotFoundError(name)
+        return "1.0" if name in packages else version(name)
+
+    def library() -> Driver:
+        if driver is None:
+            raise OSError("libcuda.so.1: cannot open shared object file")
+        return driver
 
     monkeypatch.setattr(facts, "installed_version", installed)
-    if cuda is not None:
-        driver = ModuleType("numba.cuda.cudadrv.driver")
-        driver.CudaDriverError = ArithmeticError  # type: ignore[attr-defined]
-        driver.driver = SimpleNamespace(get_version=lambda: (13, 0))  # type: ignore[attr-defined]
-        monkeypatch.setattr(facts, "import_module", {"numba.cuda": cuda, driver.__name__: driver}.__getitem__)
+    monkeypatch.setattr(facts, "_driver_library", library)
     text = facts_text({**facts.gather(), "compiled": None})
     return " ".join(text[text.index("CUDA  ") + 4 :].split())
 
 
-def test_without_numba_cuda_the_report_gives_the_line_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = 'none: numba-cuda is not installed with an NVIDIA GPU: pip install "numba-cuda[cu13]"'
-    assert cuda_text(monkeypatch) == f"{expected} no kernel of this version runs on a GPU"
+ALL = ("numba-cuda", "cupy-cuda13x")
+DEVICE = "NVIDIA H200, compute capability 9.0, driver for CUDA 13.0"
+OLDER = "NVIDIA H200, compute capability 9.0, driver for CUDA 12.4"
+CUDA, CUDA12 = (f'pip install "minitransformer[{extra}]"' for extra in ("cuda", "cuda12"))
 
 
-def test_the_gpu_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    device = SimpleNamespace(name=b"NVIDIA H200", compute_capability=(9, 0))
-    cuda = SimpleNamespace(is_available=lambda: True, get_current_device=lambda: device)
-    expected = "NVIDIA H200, compute capability 9.0, driver for CUDA 13.0 no kernel of this version runs on a GPU"
-    assert cuda_text(monkeypatch, cuda) == expected
+@pytest.mark.parametrize(
+    ("driver", "packages", "said"),
+    [
+        (None, (), f"none: no driver of NVIDIA is installed with an NVIDIA GPU: {CUDA}"),
+        (None, ALL, "none: no driver of NVIDIA is installed"),
+        (Driver(init=100), ALL, "none: the driver finds no GPU that can be used (error 100)"),
+        (Driver(count=0), ALL, "none: the driver finds no GPU"),
+        (Driver(), (), f"{DEVICE} not usable: numba-cuda and CuPy are not installed {CUDA}"),
+        (Driver(), ALL[:1], f"{DEVICE} not usable: CuPy is not installed {CUDA}"),
+        (Driver(), ALL[1:], f"{DEVICE} not usable: numba-cuda is not installed {CUDA}"),
+        (Driver(12040), (), f"{OLDER} not usable: numba-cuda and CuPy are not installed {CUDA12}"),
+        (Driver(12040), ALL[:1], f"{OLDER} not usable: CuPy is not installed {CUDA12}"),
+        (
+            Driver(12040),
+            ALL,
+            f"{OLDER} not usable: cupy-cuda13x needs a driver for CUDA 13 (r580) and compute capability 7.5 "
+            f"pip uninstall cupy-cuda13x && {CUDA12}",
+        ),
+        (
+            Driver(capability=(7, 0)),
+            (),
+            DEVICE.replace("9.0", "7.0") + f" not usable: numba-cuda and CuPy are not installed {CUDA12}",
+        ),
+        (
+            Driver(11080),
+            (),
+            OLDER.replace("12.4", "11.8")
+            + " not usable: its driver is for CUDA 11.8, expected one of r525 or newer, for CUDA 12",
+        ),
+    ],
+)
+def test_what_the_gpu_lacks_is_named_with_the_line_that_installs_it(
+    driver: Driver | None, packages: tuple[str, ...], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cuda_text(monkeypatch, driver, *packages) == f"{said} simulated GPU: available"
 
 
-def test_a_gpu_that_is_not_there_or_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    cuda = SimpleNamespace(is_available=lambda: False, cuda_error=lambda: "driver too old")
-    assert cuda_text(monkeypatch, cuda).startswith("none: numba-cuda finds no GPU (driver too old) no kernel")
-
-    def broken() -> Any:
-        raise ArithmeticError("busy")
-
-    cuda = SimpleNamespace(is_available=lambda: True, get_current_device=broken)
-    assert cuda_text(monkeypatch, cuda).startswith("none: the GPU does not answer (busy) no kernel")
+@pytest.mark.parametrize("packages", [ALL, ("numba-cuda", "cupy-cuda12x"), ("numba-cuda", "cupy")])
+def test_a_gpu_that_can_be_used_is_named_with_its_kernels(
+    packages: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    families = [family for family, names in FAMILIES.items() if "cuda" in names]
+    assert len(families) > 3
+    assert cuda_text(monkeypatch, Driver(), *packages) == (
+        f"{DEVICE} kernels: {', '.join(families)} simulated GPU: available"
+    )
+    if "cupy-cuda13x" not in packages:
+        assert "not usable" not in cuda_text(monkeypatch, Driver(12040), *packages)
 
 
 # --- the cache -------------------------------------------------------------------------------------------

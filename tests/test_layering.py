@@ -46,7 +46,7 @@ ROOF = {"", "__main__"}  # may import anything, and nothing may import it
 # What may be imported besides the standard library, and in which folders ("" is everywhere).
 OUTSIDE = {
     "numpy": ("",),
-    "numba": ("kernels", "threads"),
+    "numba": ("kernels", "threads", "bench.gpu"),
     "numba.cuda": (),
     "llvmlite": ("kernels",),
     "safetensors": ("",),

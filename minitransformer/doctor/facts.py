@@ -5,10 +5,10 @@ What cannot be found out is None, and `unknown` says why.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import shutil
-from importlib import import_module
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -21,7 +21,8 @@ from minitransformer.version import __version__
 
 REQUIRED = ("numpy", "numba", "llvmlite", "safetensors", "tqdm", "threadpoolctl")
 OPTIONAL = ("torch", "scipy", "matplotlib", "hypothesis", "pytest", "tbb", "numba-cuda", "cupy-cuda12x", "cupy-cuda13x")
-INSTALL_CUDA = 'pip install "numba-cuda[cu13]"'
+# What the GPU needs, and the packages that are it.
+_CUDA_PACKAGES = {"numba-cuda": ("numba-cuda",), "CuPy": ("cupy-cuda13x", "cupy-cuda12x", "cupy")}
 _PREFIXES = ("OMP_", "OPENBLAS_", "NUMBA_", "MKL_")
 _SIMD = (
     *("sse4.2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512vnni", "avx512bf16"),
@@ -125,28 +126,62 @@ def cache_facts() -> dict[str, Any]:
 
 
 def _cuda() -> dict[str, Any]:
-    """The GPU that numba-cuda finds, and the kernel families that would use it; or what is in the way."""
+    """The first GPU, the kernel families that run on it, and what is in the way, with the line that mends it."""
     found: dict[str, Any] = {
-        "device": None,
-        "driver": None,
-        "problem": None,
-        "install": None,
+        **dict.fromkeys(("device", "capability", "driver", "problem", "install")),
         "families": [family for family, implementations in FAMILIES.items() if "cuda" in implementations],
     }
+    found |= _gpu()
+    missing = [name for name, packages in _CUDA_PACKAGES.items() if not any(map(_is_installed, packages))]
+    extra = "cuda" if found["device"] is None or _takes_cuda_13(found) else "cuda12"
+    install = f'pip install "minitransformer[{extra}]"'
+    if found["device"] and int(found["driver"].partition(".")[0]) < 12:
+        found["problem"] = f"its driver is for CUDA {found['driver']}, expected one of r525 or newer, for CUDA 12"
+    elif missing:
+        found["problem"] = found["problem"] or f"{' and '.join(missing)} {'are' if missing[1:] else 'is'} not installed"
+        found["install"] = install
+    elif extra == "cuda12" and _is_installed("cupy-cuda13x"):
+        found["problem"] = "cupy-cuda13x needs a driver for CUDA 13 (r580) and compute capability 7.5"
+        found["install"] = f"pip uninstall cupy-cuda13x && {install}"
+    return found
+
+
+def _is_installed(package: str) -> bool:
     try:
-        installed_version("numba-cuda")
+        installed_version(package)
     except PackageNotFoundError:
-        return {**found, "problem": "numba-cuda is not installed", "install": INSTALL_CUDA}
+        return False
+    return True
+
+
+def _takes_cuda_13(gpu: dict[str, Any]) -> bool:
+    numbers = (tuple(map(int, gpu[name].split("."))) for name in ("driver", "capability"))
+    return all(number >= least for number, least in zip(numbers, ((13, 0), (7, 5)), strict=True))
+
+
+def _gpu() -> dict[str, str]:
+    """The first GPU, asked of NVIDIA's driver itself: that needs no package."""
     try:
-        cuda, driver = import_module("numba.cuda"), import_module("numba.cuda.cudadrv.driver")
-    except ImportError as error:
-        return {**found, "problem": f"numba-cuda cannot be imported ({error})", "install": INSTALL_CUDA}
-    if not cuda.is_available():
-        return {**found, "problem": f"numba-cuda finds no GPU ({cuda.cuda_error() or 'its driver names none'})"}
-    try:
-        device, version = cuda.get_current_device(), driver.driver.get_version()
-    except driver.CudaDriverError as error:
-        return {**found, "problem": f"the GPU does not answer ({error})"}
-    name = device.name.decode() if isinstance(device.name, bytes) else device.name
-    capability = ".".join(map(str, device.compute_capability))
-    return {**found, "device": f"{name}, compute capability {capability}", "driver": ".".join(map(str, version))}
+        library = _driver_library()
+    except OSError:
+        return {"problem": "no driver of NVIDIA is installed"}
+    number = ctypes.c_int()
+
+    def got(function: str, *args: Any) -> int:
+        error = getattr(library, function)(ctypes.byref(number), *args)
+        return 0 if error else number.value
+
+    version = got("cuDriverGetVersion")
+    driver = {"driver": f"{version // 1000}.{version % 1000 // 10}"}
+    if error := library.cuInit(0):
+        return {**driver, "problem": f"the driver finds no GPU that can be used (error {error})"}
+    if not got("cuDeviceGetCount"):
+        return {**driver, "problem": "the driver finds no GPU"}
+    name = ctypes.create_string_buffer(256)
+    library.cuDeviceGetName(name, len(name), 0)
+    major, minor = (got("cuDeviceGetAttribute", attribute, 0) for attribute in (75, 76))  # of compute capability
+    return {**driver, "device": name.value.decode(errors="replace"), "capability": f"{major}.{minor}"}
+
+
+def _driver_library() -> Any:
+    return ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")

@@ -99,13 +99,13 @@ def _kernels(report: dict[str, Any]) -> Iterator[str]:
 
 def _cuda(cuda: dict[str, Any]) -> Iterator[str]:
     if cuda["device"]:
-        yield f"{cuda['device']}, driver for CUDA {cuda['driver']}"
+        yield f"{cuda['device']}, compute capability {cuda['capability']}, driver for CUDA {cuda['driver']}"
+        yield f"not usable: {cuda['problem']}" if cuda["problem"] else f"kernels: {', '.join(cuda['families'])}"
     else:
         yield f"none: {cuda['problem']}"
     if cuda["install"]:
-        yield f"with an NVIDIA GPU: {cuda['install']}"
-    if not cuda["families"]:
-        yield "no kernel of this version runs on a GPU"
+        yield cuda["install"] if cuda["device"] else f"with an NVIDIA GPU: {cuda['install']}"
+    yield "simulated GPU: available"
 
 
 def _size(count: int) -> str:
