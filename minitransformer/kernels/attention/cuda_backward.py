@@ -108,9 +108,9 @@ def _queries(cuda: Any, T: Any, tile: Tile, parts: Parts) -> Any:
                 k0 = batch * at.k.batch + kh * at.k.head + (start + j0 * step) * at.k.step
                 v0 = batch * at.v.batch + kh * at.v.head + (start + j0 * step) * at.v.step
                 code.load_columns(z, k, k0, step * at.k.step, count, left, sizes.D)
-                code.multiply(s, a, b, q, q_places, k, k0, step * at.k.step, count, sizes.D, scale, False)
+                code.multiply(s, a, b, q, q_places, k, k0, step * at.k.step, count, sizes.D, scale, one, False)
                 cuda.syncthreads()
-                code.multiply(ds, a, b, dout, dout_places, v, v0, step * at.v.step, count, sizes.E, one, False)
+                code.multiply(ds, a, b, dout, dout_places, v, v0, step * at.v.step, count, sizes.E, one, one, False)
                 edge = j0 < inner_low or j0 + columns > inner_high
                 for i in range(own_rows):
                     h, t = heads[U(row + i)], queries[U(row + i)]
@@ -220,9 +220,10 @@ def _keys(cuda: Any, T: Any, tile: Tile, parts: Parts) -> Any:
                 q0 = batch * at.q.batch + h * at.q.head + t0 * at.q.step
                 dout0 = batch * at.dout.batch + h * at.dout.head + t0 * at.dout.step
                 code.load_columns(z, dout, dout0, at.dout.step, count, left, sizes.E)
-                code.multiply(s, a, b, k, k_places, q, q0, at.q.step, count, sizes.D, scale, False)
+                # Scaled as in the forward, whose log-sum-exp belongs to those very scores.
+                code.multiply(s, a, b, k, k_places, q, q0, at.q.step, count, sizes.D, one, scale, False)
                 cuda.syncthreads()
-                code.multiply(ds, a, b, v, v_places, dout, dout0, at.dout.step, count, sizes.E, one, False)
+                code.multiply(ds, a, b, v, v_places, dout, dout0, at.dout.step, count, sizes.E, one, one, False)
                 first, end = rule.span(rules, batch, t0, run, 0, sizes.S)
                 last, _ = rule.span(rules, batch, min(t0 + columns, high) - 1, run, 0, sizes.S)
                 edge = count < columns or last > n0 or end < n0 + rows  # both ends of spans ascend

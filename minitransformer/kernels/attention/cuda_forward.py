@@ -18,7 +18,7 @@ from numba.np.numpy_support import from_dtype
 
 from minitransformer.kernels.attention.cuda_rules import NO_QUAD, Parts, is_plain, rule_code, rules_type
 from minitransformer.kernels.attention.cuda_tiles import Tile, U, products
-from minitransformer.kernels.attention.layout import LAYOUTS
+from minitransformer.kernels.attention.layout import LAYOUT, LAYOUTS
 from minitransformer.kernels.attention.rules import SIZES
 from minitransformer.kernels.gpu.kernel import Kernel
 
@@ -34,6 +34,45 @@ def forward_kernel(dtype: np.dtype, tile: Tile, parts: Parts, resident: bool) ->
     x = T[::1]
     types = x, x, x, x, x, LAYOUTS, SIZES, T, rules_type(T, parts), int64
     return Kernel(lambda cuda: _build(cuda, T, tile, parts, resident), types, tile.threads)
+
+
+@cache
+def merge_kernel(dtype: np.dtype, threads: int) -> Kernel:
+    """merge(outs, lses, out, lse, at, sizes, pieces), a block for each query of a head.
+
+    Attention to all keys from that to the keys of each piece: `outs` (pieces, B, H, T, E), `lses` (pieces, B, H, T).
+    """
+    T = from_dtype(dtype)
+    x = T[::1]
+    return Kernel(lambda cuda: _merge(cuda, T), (x, x, x, x, LAYOUT, SIZES, int64), threads)
+
+
+def _merge(cuda: Any, T: Any) -> Any:
+    never, zero, one = T(-math.inf), T(0), T(1)
+
+    def merge(outs: Any, lses: Any, out: Any, lse: Any, at: Any, sizes: Any, pieces: Any) -> None:
+        line, lines = cuda.blockIdx.x, cuda.gridDim.x
+        top, total = never, zero
+        for piece in range(pieces):
+            level = lses[U(piece * lines + line)]
+            if level > top:
+                top = level
+        shift = top if top > never else zero
+        for piece in range(pieces):
+            total += T(math.exp(lses[U(piece * lines + line)] - shift))
+        total = total if total != zero else one
+        b, h, t = line // sizes.T // sizes.H, line // sizes.T % sizes.H, line % sizes.T
+        place = b * at.batch + h * at.head + t * at.step
+        for e in range(cuda.threadIdx.x, sizes.E, cuda.blockDim.x):
+            number = zero
+            for piece in range(pieces):
+                n = piece * lines + line
+                number += T(math.exp(lses[U(n)] - shift)) * outs[U(n * sizes.E + e)]
+            out[U(place + e)] = number / total
+        if cuda.threadIdx.x == 0:
+            lse[U(line)] = top + T(math.log(total))
+
+    return merge
 
 
 def _build(cuda: Any, T: Any, tile: Tile, parts: Parts, resident: bool) -> Any:
@@ -87,7 +126,7 @@ def _build(cuda: Any, T: Any, tile: Tile, parts: Parts, resident: bool) -> Any:
                 k0 = batch * at.k.batch + kh * at.k.head + (start + j0 * step) * at.k.step
                 v0 = batch * at.v.batch + kh * at.v.head + (start + j0 * step) * at.v.step
                 code.load_columns(z, v, v0, step * at.v.step, count, left, sizes.E)
-                code.multiply(s, a, b, q, places, k, k0, step * at.k.step, count, sizes.D, scale, resident)
+                code.multiply(s, a, b, q, places, k, k0, step * at.k.step, count, sizes.D, scale, one, resident)
                 edge = j0 < inner_low or j0 + columns > inner_high
                 if ruled or edge:
                     for i in range(own_rows):

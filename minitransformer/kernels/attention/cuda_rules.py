@@ -20,6 +20,10 @@ from minitransformer.kernels.philox import philox
 
 Parts = frozenset[str]
 
+# The first six leave a query an interval of keys, or two. "offsets" is for positions that differ between batch rows.
+ALL_PARTS: Parts = frozenset(
+    ("offsets", "left", "right", "lengths", "documents", "sparse", "softcap", "alibi", "mask", "bias", "dropout")
+)
 NO_QUAD = 2**64 - 1
 
 
@@ -77,7 +81,7 @@ def rules_type(T: Any, parts: Parts) -> Any:
 def rules_of(problem: Problem, bias: Any, q: Any, sizes: Sizes) -> tuple[Parts, Rules]:
     """The parts of `problem` and its numbers, its arrays on the device of q."""
     fields = "offset", "key_lengths", "documents"
-    positions = {name: to_host(x) for name in fields if (x := getattr(problem, name)) is not None}
+    positions: Any = {name: to_host(x) for name in fields if (x := getattr(problem, name)) is not None}
     reach = reach_of(problem._replace(**positions))
     documents, mask, sparse = positions.get("documents"), problem.mask, problem.sparse
     if documents is not None and not reach.starts.size:  # they are no intervals
@@ -156,6 +160,7 @@ class RuleCode(NamedTuple):
     far_before: Any  # (rules, b, position) -> how many far keys come before a position
     span: Any  # (rules, b, t, run, low, high) -> first and end of the keys from low to high that it may attend to
     seen_by: Any  # (rules, b, first, last, run, T) -> first and end of the queries that may attend to any of such keys
+    reaches: Any  # (rules, b, t, key, S) -> whether it is in the spans of that query
     score: Any  # (rules, score, b, h, t, key) -> the score after softcap, ALiBi, bias and mask
     slope: Any  # (rules, score, b, h, t, key) -> its derivative before the bias
     factor: Any  # (rules, words, sizes, b, h, t, key) -> 0, or what dropout multiplies by; `words` is a thread's own
@@ -220,6 +225,16 @@ def rule_code(cuda: Any, T: Any, parts: Parts) -> RuleCode:
         return begin, end
 
     @cuda.jit(device=True, forceinline=True)
+    def reaches(rules: Any, b: Any, t: Any, key: Any, S: Any) -> Any:
+        first, end = span(rules, b, t, 0, 0, S)
+        reached = first <= key < end
+        if sparse and not reached:
+            first, end = span(rules, b, t, 1, 0, S)
+            n = far_before(rules, b, key)
+            reached = first <= n < end and far_before(rules, b, key + 1) > n
+        return reached
+
+    @cuda.jit(device=True, forceinline=True)
     def score(rules: Any, score: Any, b: Any, h: Any, t: Any, key: Any) -> Any:
         if masked:
             at = rules.mask_strides
@@ -259,4 +274,4 @@ def rule_code(cuda: Any, T: Any, parts: Parts) -> RuleCode:
             word = words[3]
         return zero if word < U(rules.drop_below) else rules.kept
 
-    return RuleCode(far_before, span, seen_by, score, slope, factor)
+    return RuleCode(far_before, span, seen_by, reaches, score, slope, factor)

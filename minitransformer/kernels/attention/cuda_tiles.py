@@ -18,7 +18,7 @@ U = np.uint64  # an index
 _TOGETHER = 8  # numbers of one row that threads side by side read: 32 bytes, stored transposed without conflicts
 _WIDE = 16  # bytes
 _LOADS = 8  # of a thread under way at once
-_FEW = 16  # rows of a small tile
+FEW = 16  # rows of a small tile
 
 
 class Tile(NamedTuple):
@@ -57,7 +57,7 @@ def forward_tile(dtype: np.dtype, rows: int, heads: int, width: int, plain: bool
     """
     if simulated:
         return _TOY
-    few, double = rows <= _FEW, dtype.itemsize == 8
+    few, double = rows <= FEW, dtype.itemsize == 8
     width = _padded(width, 64 if double else 128)
     if few or double:
         return Tile(16 if few else 32, 32, 16 if double else 32, width, 64, 8)
@@ -85,7 +85,7 @@ class Products(NamedTuple):
 
     transpose_rows: Any  # (a, x, places, start, width, factor)
     load_columns: Any  # (z, y, place, step, count, start, width)
-    multiply: Any  # (s, a, b, x, places, y, place, step, count, width, factor, loaded)
+    multiply: Any  # (s, a, b, x, places, y, place, step, count, end, factor, column_factor, loaded)
     put: Any  # (w, s)
     accumulate: Any  # (o, w, z)
     column_of: Any  # (i) -> the column of the i-th of a thread's numbers of a row of o
@@ -117,15 +117,15 @@ def products(cuda: Any, T: Any, tile: Tile) -> Products:
                 a[U(d * row_pitch + r)] = number
 
     @cuda.jit(device=True, forceinline=True)
-    def transpose_columns(b: Any, y: Any, place: Any, step: Any, count: Any, start: Any, end: Any) -> None:
-        """b[d, c] = y[place + c step + start + d], 0 from c = `count` and from start + d = `end` on."""
+    def transpose_columns(b: Any, y: Any, place: Any, step: Any, count: Any, start: Any, end: Any, factor: Any) -> None:
+        """b[d, c] = factor y[place + c step + start + d], 0 from c = `count` and from start + d = `end` on."""
         for first in range(cuda.threadIdx.x, column_cells, threads * column_loads):
             for i in range(column_loads):
                 n = first + i * threads
                 c, d = n // together % columns, n // (together * columns) * together + n % together
                 number = zero
                 if c < count and start + d < end:
-                    number = y[U(place + c * step + start + d)]
+                    number = y[U(place + c * step + start + d)] * factor
                 b[U(d * column_pitch + c)] = number
 
     @cuda.jit(device=True, forceinline=True)
@@ -153,9 +153,10 @@ def products(cuda: Any, T: Any, tile: Tile) -> Products:
         count: Any,
         end: Any,
         factor: Any,
+        column_factor: Any,
         loaded: Any,
     ) -> None:
-        """s = factor X Y^T for the tile's rows X and columns Y of width `end`; the rows may be in `a` already.
+        """s = (factor X) (column_factor Y)^T for rows X and columns Y of width `end`; the rows may be in `a` already.
 
         All threads must have done with `a` and `b` before.
         """
@@ -168,7 +169,7 @@ def products(cuda: Any, T: Any, tile: Tile) -> Products:
                 cuda.syncthreads()
             if not loaded:
                 transpose_rows(a, x, places, start, end, factor)
-            transpose_columns(b, y, place, step, count, start, end)
+            transpose_columns(b, y, place, step, count, start, end, column_factor)
             cuda.syncthreads()
             for d in range(depth):
                 for i in range(own_rows):

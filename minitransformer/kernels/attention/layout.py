@@ -18,7 +18,7 @@ class Layout(NamedTuple):
     step: int
 
 
-_LAYOUT = types.NamedUniTuple(int64, len(Layout._fields), Layout)
+LAYOUT = types.NamedUniTuple(int64, len(Layout._fields), Layout)
 
 
 class Layouts(NamedTuple):
@@ -30,7 +30,7 @@ class Layouts(NamedTuple):
     out: Layout
 
 
-LAYOUTS = types.NamedUniTuple(_LAYOUT, len(Layouts._fields), Layouts)
+LAYOUTS = types.NamedUniTuple(LAYOUT, len(Layouts._fields), Layouts)
 
 
 class BackwardLayouts(NamedTuple):
@@ -46,7 +46,7 @@ class BackwardLayouts(NamedTuple):
     dv: Layout
 
 
-BACKWARD_LAYOUTS = types.NamedUniTuple(_LAYOUT, len(BackwardLayouts._fields), BackwardLayouts)
+BACKWARD_LAYOUTS = types.NamedUniTuple(LAYOUT, len(BackwardLayouts._fields), BackwardLayouts)
 
 
 def lay_out(array: np.ndarray) -> tuple[np.ndarray, Layout]:
