@@ -18,10 +18,12 @@ from minitransformer.errors import ShapeError
 from minitransformer.kernels.gpu.blocks import (
     WIDE,
     Block,
+    U,
     block_for,
     blocks_of,
     functions,
     launch,
+    position_of,
     reductions,
     type_of,
 )
@@ -39,11 +41,13 @@ _ROUNDS, _PARTS = 8, 1024  # a thread adds up at least 8 squares, and the parts'
 @cache
 def _sgd(T: Any, block: Block, with_velocity: bool) -> Kernel:
     def build(cuda: Any) -> Any:
+        position = position_of(cuda)
+
         def kernel(data: Any, gradient: Any, velocity: Any, decayed: Any, decay: Any, momentum: Any, lr: Any) -> None:
-            i = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
-            if i < data.size:
+            i = position()
+            if i < U(data.size):
                 g = gradient[i]
-                if i < decayed:
+                if i < U(decayed):
                     g = data[i] * decay + g
                 if with_velocity:
                     g = velocity[i] * momentum + g
@@ -60,7 +64,7 @@ def _adam(T: Any, block: Block) -> Kernel:
     """`keep` is AdamW's factor of the data and `decay` Adam's own, both for the first `decayed` elements."""
 
     def build(cuda: Any) -> Any:
-        math = functions(cuda)
+        math, position = functions(cuda), position_of(cuda)
 
         def kernel(
             data: Any,
@@ -76,10 +80,10 @@ def _adam(T: Any, block: Block) -> Kernel:
             eps: Any,
             lr: Any,
         ) -> None:
-            i = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
-            if i < data.size:
+            i = position()
+            if i < U(data.size):
                 d, g = data[i], gradient[i]
-                if i < decayed:
+                if i < U(decayed):
                     d = d * keep
                     if decay != T(0):  # 0 times infinity is NaN
                         g = d * decay + g
@@ -97,9 +101,11 @@ def _adam(T: Any, block: Block) -> Kernel:
 @cache
 def _add_l1(T: Any, block: Block) -> Kernel:
     def build(cuda: Any) -> Any:
+        position = position_of(cuda)
+
         def kernel(gradient: Any, data: Any, l1: Any, count: Any) -> None:
-            i = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
-            if i < count:
+            i = position()
+            if i < U(count):
                 d = data[i]
                 if d > T(0):
                     d = T(1)
@@ -122,14 +128,16 @@ def _sums(T: Any, block: Block, squares: bool) -> Kernel:
 
         def kernel(x: Any, height: Any, sums: Any) -> None:
             scratch = cuda.shared.array(warps, float64)
-            first = cuda.blockIdx.x * height
+            i = cuda.blockIdx.x * height + cuda.threadIdx.x
+            last = min((cuda.blockIdx.x + 1) * height, x.size)
             own = float64(0)
-            for i in range(first + cuda.threadIdx.x, min(first + height, x.size), threads):
-                a = float64(x[i])
+            while i < last:
+                a = float64(x[U(i)])
                 if squares:
                     own += a * a
                 else:
                     own += a
+                i += threads
             own = total(own, scratch)
             if cuda.threadIdx.x == 0:
                 sums[cuda.blockIdx.x] = own
@@ -144,15 +152,15 @@ def _clip(T: Any, block: Block) -> Kernel:
     """Every thread computes `clip_factor` for itself, from the squared norm on the device."""
 
     def build(cuda: Any) -> Any:
-        math = functions(cuda)
+        math, position = functions(cuda), position_of(cuda)
 
         def kernel(gradient: Any, squared: Any, max_norm: Any, norm: Any) -> None:
-            i = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
+            i = position()
             length = math.sqrt(squared[0])
             factor = max_norm / (length + float64(1e-6))
-            if i == 0:
+            if i == U(0):
                 norm[0] = length
-            if i < gradient.size and length - length == float64(0) and factor < float64(1):  # finite, and too long
+            if i < U(gradient.size) and length - length == float64(0) and factor < float64(1):  # finite, and too long
                 gradient[i] *= T(factor)
 
         return kernel

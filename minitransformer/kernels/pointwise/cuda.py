@@ -13,12 +13,14 @@ from minitransformer.kernels.gpu.blocks import (
     NARROW,
     WIDE,
     Block,
+    U,
     block_for,
     blocks_of,
     column_blocks,
     column_sum,
     down_columns,
     launch,
+    position_of,
     strips,
     type_of,
 )
@@ -57,11 +59,11 @@ def _of_one(T: Any, block: Block, make: Callable[[Any, Any], Any]) -> Kernel:
     """out = f(x), element by element; `make(cuda, T)` returns f."""
 
     def build(cuda: Any) -> Any:
-        f = make(cuda, T)
+        f, position = make(cuda, T), position_of(cuda)
 
         def kernel(x: Any, out: Any) -> None:
-            i = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
-            if i < out.size:
+            i = position()
+            if i < U(out.size):
                 out[i] = f(x[i])
 
         return kernel
@@ -74,11 +76,11 @@ def _of_two(T: Any, block: Block, make: Callable[[Any, Any], Any]) -> Kernel:
     """out = f(x, y), element by element."""
 
     def build(cuda: Any) -> Any:
-        f = make(cuda, T)
+        f, position = make(cuda, T), position_of(cuda)
 
         def kernel(x: Any, y: Any, out: Any) -> None:
-            i = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
-            if i < out.size:
+            i = position()
+            if i < U(out.size):
                 out[i] = f(x[i], y[i])
 
         return kernel
@@ -89,11 +91,11 @@ def _of_two(T: Any, block: Block, make: Callable[[Any, Any], Any]) -> Kernel:
 @cache
 def _swiglu_backward(T: Any, block: Block) -> Kernel:
     def build(cuda: Any) -> Any:
-        sigmoid_and_slope = cuda_functions.sigmoid_and_slope(cuda, T)
+        sigmoid_and_slope, position = cuda_functions.sigmoid_and_slope(cuda, T), position_of(cuda)
 
         def kernel(dout: Any, gate: Any, up: Any, dgate: Any, dup: Any) -> None:
-            i = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
-            if i < gate.size:
+            i = position()
+            if i < U(gate.size):
                 d, g = dout[i], gate[i]
                 s, slope = sigmoid_and_slope(g)
                 dgate[i] = d * up[i] * (g * slope + s)
@@ -113,9 +115,12 @@ def _add_bias_gelu_tanh(T: Any, block: Block) -> Kernel:
         gelu_tanh = cuda_functions.gelu_tanh(cuda, T)
 
         def kernel(x: Any, bias: Any, F: Any, out: Any) -> None:
-            start = cuda.blockIdx.x * F
-            for f in range(cuda.threadIdx.x, F, threads):
-                out[start + f] = gelu_tanh(x[start + f] + bias[f])
+            start = U(cuda.blockIdx.x) * U(F)
+            f = cuda.threadIdx.x
+            while f < F:
+                i = start + U(f)
+                out[i] = gelu_tanh(x[i] + bias[U(f)])
+                f += threads
 
         return kernel
 
@@ -134,16 +139,19 @@ def _gelu_tanh_bias_backward(T: Any, block: Block) -> Kernel:
         def kernel(dout: Any, x: Any, bias: Any, N: Any, F: Any, height: Any, sums: Any) -> None:
             scratch = cuda.shared.array(threads, T)
             f = cuda.blockIdx.x * warp + cuda.threadIdx.x % warp
-            first = cuda.blockIdx.y * height
+            n = cuda.blockIdx.y * height + cuda.threadIdx.x // warp
+            last = min((cuda.blockIdx.y + 1) * height, N)
             total = T(0)
             if f < F:
-                for n in range(first + cuda.threadIdx.x // warp, min(first + height, N), warps):
-                    d = gelu_tanh_backward(dout[n * F + f], x[n * F + f] + bias[f])
-                    dout[n * F + f] = d
+                while n < last:
+                    i = U(n) * U(F) + U(f)
+                    d = gelu_tanh_backward(dout[i], x[i] + bias[U(f)])
+                    dout[i] = d
                     total += d
+                    n += warps
             total = down(total, scratch)
             if cuda.threadIdx.x < warp and f < F:
-                sums[cuda.blockIdx.y * F + f] = total
+                sums[U(cuda.blockIdx.y) * U(F) + U(f)] = total
 
         return kernel
 
@@ -153,9 +161,11 @@ def _gelu_tanh_bias_backward(T: Any, block: Block) -> Kernel:
 @cache
 def _dropout_backward(T: Any, block: Block) -> Kernel:
     def build(cuda: Any) -> Any:
+        position = position_of(cuda)
+
         def kernel(dout: Any, keep: Any, scale: Any, dx: Any) -> None:
-            i = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
-            if i < dx.size:
+            i = position()
+            if i < U(dx.size):
                 dx[i] = dout[i] * scale if keep[i] else T(0)
 
         return kernel

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numba import boolean, float32, float64, int64, uint32, uint64
 
-from minitransformer.kernels.gpu.blocks import WIDE, Block, block_for, launch, type_of
+from minitransformer.kernels.gpu.blocks import WIDE, Block, U, block_for, launch, type_of
 from minitransformer.kernels.gpu.entrance import entrance
 from minitransformer.kernels.gpu.kernel import Kernel
 from minitransformer.kernels.philox import philox
@@ -17,8 +17,7 @@ from minitransformer.kernels.philox import philox
 if TYPE_CHECKING:
     from minitransformer.random import DrawKey
 
-_U = np.uint64  # beside a signed number, an unsigned one would become a float
-_LOW, _SHIFT = _U(0xFFFFFFFF), _U(32)
+_LOW, _SHIFT = U(0xFFFFFFFF), U(32)
 
 
 @cache
@@ -49,18 +48,18 @@ def _dropout(T: Any, block: Block) -> Kernel:
             words = cuda.shared.array(tile, uint32)
             row, t = cuda.blockIdx.x // tiles, cuda.threadIdx.x
             first = cuda.blockIdx.x % tiles * tile
-            quad, batch_row = _U(first // 4 + t), _U(first_row) + _U(row)
-            a, b, c, d = four(quad, batch_row, _U(site), _U(step), _U(seed) & _LOW, _U(seed) >> _SHIFT)
-            words[4 * t] = a
-            words[4 * t + 1] = b
-            words[4 * t + 2] = c
-            words[4 * t + 3] = d
+            quad, batch_row = U(first // 4 + t), U(first_row) + U(row)
+            a, b, c, d = four(quad, batch_row, U(site), U(step), U(seed) & _LOW, U(seed) >> _SHIFT)
+            i = U(4 * t)
+            words[i], words[i + U(1)], words[i + U(2)], words[i + U(3)] = a, b, c, d
             cuda.syncthreads()
-            for i in range(t, min(tile, width - first), threads):
-                at = row * width + first + i
-                kept = _U(words[i]) >= _U(threshold)
-                keep[at] = kept
-                out[at] = x[at] * scale if kept else T(0)
+            own, last = t, min(tile, width - first)
+            while own < last:
+                kept = U(words[U(own)]) >= U(threshold)
+                i = U(row * width + first + own)
+                keep[i] = kept
+                out[i] = x[i] * scale if kept else T(0)
+                own += threads
 
         return kernel
 

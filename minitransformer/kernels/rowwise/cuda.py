@@ -13,7 +13,7 @@ import numpy as np
 from numba import float32, float64, int64
 
 from minitransformer.kernels.gpu import blocks
-from minitransformer.kernels.gpu.blocks import NARROW, WIDE, Block, block_for, launch, strip_sums, type_of
+from minitransformer.kernels.gpu.blocks import NARROW, WIDE, Block, U, block_for, launch, strip_sums, type_of
 from minitransformer.kernels.gpu.entrance import entrance
 from minitransformer.kernels.gpu.kernel import Kernel
 from minitransformer.kernels.rowwise import cuda_norms, cuda_softmax
@@ -60,13 +60,17 @@ def _embedding_backward(T: Any, block: Block) -> Kernel:
 
     def build(cuda: Any) -> Any:
         def kernel(dout: Any, order: Any, ends: Any, C: Any, dweight: Any) -> None:
-            v = cuda.blockIdx.x
-            first, last = ends[v], ends[v + 1]
-            for c in range(cuda.threadIdx.x, C, threads):
+            v = U(cuda.blockIdx.x)
+            first, last = ends[v], ends[v + U(1)]
+            c = cuda.threadIdx.x
+            while c < C:
                 total = T(0)
-                for i in range(first, last):
-                    total += dout[order[i] * C + c]
-                dweight[v * C + c] = total
+                i = first
+                while i < last:
+                    total += dout[U(order[U(i)]) * U(C) + U(c)]
+                    i += 1
+                dweight[v * U(C) + U(c)] = total
+                c += threads
 
         return kernel
 

@@ -13,6 +13,7 @@ from minitransformer.kernels.gpu.blocks import (
     NARROW,
     WIDE,
     Block,
+    U,
     block_for,
     column_blocks,
     column_sum,
@@ -51,23 +52,31 @@ def _layer_norm(T: Any, block: Block, adds: bool) -> Kernel:
             rstd: Any,
         ) -> None:
             scratch = cuda.shared.array(warps, T)
-            n, t = cuda.blockIdx.x, cuda.threadIdx.x
-            start = n * C
+            n, t = U(cuda.blockIdx.x), cuda.threadIdx.x
+            start = n * U(C)
             first = T(0)
-            for c in range(t, C, threads):
-                a = x[start + c]
+            c = t
+            while c < C:
+                i = start + U(c)
+                a = x[i]
                 if adds:
-                    a = a + delta[start + c] + delta_bias[c]
-                    x[start + c] = a  # read again by this thread alone
+                    a = a + delta[i] + delta_bias[U(c)]
+                    x[i] = a  # read again by this thread alone
                 first += a
+                c += threads
             m = total(first, scratch) / T(C)
             second = T(0)
-            for c in range(t, C, threads):
-                a = x[start + c] - m
+            c = t
+            while c < C:
+                a = x[start + U(c)] - m
                 second += a * a
+                c += threads
             r = T(1) / math.sqrt(total(second, scratch) / T(C) + eps)
-            for c in range(t, C, threads):
-                out[start + c] = (x[start + c] - m) * r * weight[c] + bias[c]
+            c = t
+            while c < C:
+                i = start + U(c)
+                out[i] = (x[i] - m) * r * weight[U(c)] + bias[U(c)]
+                c += threads
             if t == 0:
                 mean[n] = m
                 rstd[n] = r
@@ -87,21 +96,26 @@ def _layer_norm_backward(T: Any, block: Block) -> Kernel:
 
         def kernel(dout: Any, x: Any, weight: Any, mean: Any, rstd: Any, C: Any, adds: Any, dx: Any) -> None:
             scratch = cuda.shared.array(warps, T)
-            n, t = cuda.blockIdx.x, cuda.threadIdx.x
-            start, m, r = n * C, mean[n], rstd[n]
+            n, t = U(cuda.blockIdx.x), cuda.threadIdx.x
+            start, m, r = n * U(C), mean[n], rstd[n]
             straight = slope = T(0)
-            for c in range(t, C, threads):
-                d = dout[start + c] * weight[c]
+            c = t
+            while c < C:
+                i = start + U(c)
+                d = dout[i] * weight[U(c)]
                 straight += d
-                slope += d * ((x[start + c] - m) * r)
+                slope += d * ((x[i] - m) * r)
+                c += threads
             straight = total(straight, scratch) / T(C)
             slope = total(slope, scratch) / T(C)
-            for c in range(t, C, threads):
-                d = dout[start + c] * weight[c]
-                d = (d - straight - (x[start + c] - m) * r * slope) * r
+            c = t
+            while c < C:
+                i = start + U(c)
+                d = (dout[i] * weight[U(c)] - straight - (x[i] - m) * r * slope) * r
                 if adds:
-                    d += dx[start + c]
-                dx[start + c] = d
+                    d += dx[i]
+                dx[i] = d
+                c += threads
 
         return kernel
 
@@ -119,17 +133,21 @@ def _layer_norm_sums(T: Any, block: Block) -> Kernel:
         def kernel(dout: Any, x: Any, mean: Any, rstd: Any, N: Any, C: Any, height: Any, sums: Any) -> None:
             scratch = cuda.shared.array(threads, T)
             c = cuda.blockIdx.x * warp + cuda.threadIdx.x % warp
-            first = cuda.blockIdx.y * height
+            n = cuda.blockIdx.y * height + cuda.threadIdx.x // warp
+            last = min((cuda.blockIdx.y + 1) * height, N)
             dweight = dbias = T(0)
             if c < C:
-                for n in range(first + cuda.threadIdx.x // warp, min(first + height, N), warps):
-                    d = dout[n * C + c]
-                    dweight += d * ((x[n * C + c] - mean[n]) * rstd[n])
+                while n < last:
+                    i = U(n) * U(C) + U(c)
+                    d = dout[i]
+                    dweight += d * ((x[i] - mean[U(n)]) * rstd[U(n)])
                     dbias += d
+                    n += warps
             dweight, dbias = down(dweight, scratch), down(dbias, scratch)
             if cuda.threadIdx.x < warp and c < C:
-                sums[cuda.blockIdx.y * 2 * C + c] = dweight
-                sums[(cuda.blockIdx.y * 2 + 1) * C + c] = dbias
+                i = U(cuda.blockIdx.y) * U(2 * C) + U(c)
+                sums[i] = dweight
+                sums[i + U(C)] = dbias
 
         return kernel
 
@@ -146,14 +164,20 @@ def _rms_norm(T: Any, block: Block) -> Kernel:
 
         def kernel(x: Any, weight: Any, C: Any, eps: Any, out: Any, rrms: Any) -> None:
             scratch = cuda.shared.array(warps, T)
-            n, t = cuda.blockIdx.x, cuda.threadIdx.x
-            start = n * C
+            n, t = U(cuda.blockIdx.x), cuda.threadIdx.x
+            start = n * U(C)
             second = T(0)
-            for c in range(t, C, threads):
-                second += x[start + c] * x[start + c]
+            c = t
+            while c < C:
+                a = x[start + U(c)]
+                second += a * a
+                c += threads
             r = T(1) / math.sqrt(total(second, scratch) / T(C) + eps)
-            for c in range(t, C, threads):
-                out[start + c] = x[start + c] * r * weight[c]
+            c = t
+            while c < C:
+                i = start + U(c)
+                out[i] = x[i] * r * weight[U(c)]
+                c += threads
             if t == 0:
                 rrms[n] = r
 
@@ -171,14 +195,20 @@ def _rms_norm_backward(T: Any, block: Block) -> Kernel:
 
         def kernel(dout: Any, x: Any, weight: Any, rrms: Any, C: Any, dx: Any) -> None:
             scratch = cuda.shared.array(warps, T)
-            n, t = cuda.blockIdx.x, cuda.threadIdx.x
-            start, r = n * C, rrms[n]
+            n, t = U(cuda.blockIdx.x), cuda.threadIdx.x
+            start, r = n * U(C), rrms[n]
             slope = T(0)
-            for c in range(t, C, threads):
-                slope += dout[start + c] * weight[c] * (x[start + c] * r)
+            c = t
+            while c < C:
+                i = start + U(c)
+                slope += dout[i] * weight[U(c)] * (x[i] * r)
+                c += threads
             slope = total(slope, scratch) / T(C)
-            for c in range(t, C, threads):
-                dx[start + c] = (dout[start + c] * weight[c] - x[start + c] * r * slope) * r
+            c = t
+            while c < C:
+                i = start + U(c)
+                dx[i] = (dout[i] * weight[U(c)] - x[i] * r * slope) * r
+                c += threads
 
         return kernel
 
@@ -196,14 +226,17 @@ def _rms_norm_sums(T: Any, block: Block) -> Kernel:
         def kernel(dout: Any, x: Any, rrms: Any, N: Any, C: Any, height: Any, sums: Any) -> None:
             scratch = cuda.shared.array(threads, T)
             c = cuda.blockIdx.x * warp + cuda.threadIdx.x % warp
-            first = cuda.blockIdx.y * height
+            n = cuda.blockIdx.y * height + cuda.threadIdx.x // warp
+            last = min((cuda.blockIdx.y + 1) * height, N)
             dweight = T(0)
             if c < C:
-                for n in range(first + cuda.threadIdx.x // warp, min(first + height, N), warps):
-                    dweight += dout[n * C + c] * (x[n * C + c] * rrms[n])
+                while n < last:
+                    i = U(n) * U(C) + U(c)
+                    dweight += dout[i] * (x[i] * rrms[U(n)])
+                    n += warps
             dweight = down(dweight, scratch)
             if cuda.threadIdx.x < warp and c < C:
-                sums[cuda.blockIdx.y * C + c] = dweight
+                sums[U(cuda.blockIdx.y) * U(C) + U(c)] = dweight
 
         return kernel
 

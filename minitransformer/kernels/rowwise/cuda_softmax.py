@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numba import boolean, float32, float64, int64
 
-from minitransformer.kernels.gpu.blocks import NARROW, WIDE, Block, block_for, functions, launch, reductions, type_of
+from minitransformer.kernels.gpu.blocks import NARROW, WIDE, Block, U, block_for, functions, launch, reductions, type_of
 from minitransformer.kernels.gpu.entrance import entrance
 from minitransformer.kernels.gpu.kernel import Kernel
 
@@ -24,14 +24,18 @@ def _log_sum(cuda: Any, T: Any, block: Block) -> Any:
 
     def sums(x: Any, start: Any, C: Any, scratch: Any) -> Any:
         top, t = -infinity, cuda.threadIdx.x
-        for c in range(t, C, threads):
-            a = x[start + c]
+        c = t
+        while c < C:
+            a = x[start + U(c)]
             if a > top or a != a:  # NaN stays: nothing is greater
                 top = a
+            c += threads
         top = largest(top, scratch)
         share = T(0)
-        for c in range(t, C, threads):
-            share += math.exp(x[start + c] - top)
+        c = t
+        while c < C:
+            share += math.exp(x[start + U(c)] - top)
+            c += threads
         return top, total(share, scratch)
 
     return cuda.jit(device=True)(sums)
@@ -46,15 +50,18 @@ def _softmax(T: Any, block: Block, log: bool) -> Kernel:
 
         def kernel(x: Any, C: Any, out: Any) -> None:
             scratch = cuda.shared.array(warps, T)
-            start = cuda.blockIdx.x * C
+            start = U(cuda.blockIdx.x) * U(C)
             top, total = sums(x, start, C, scratch)
             log_total = math.log(total)
-            for c in range(cuda.threadIdx.x, C, threads):
-                a = x[start + c] - top
+            c = cuda.threadIdx.x
+            while c < C:
+                i = start + U(c)
+                a = x[i] - top
                 if log:
-                    out[start + c] = a - log_total
+                    out[i] = a - log_total
                 else:
-                    out[start + c] = math.exp(a) / total
+                    out[i] = math.exp(a) / total
+                c += threads
 
         return kernel
 
@@ -71,19 +78,25 @@ def _softmax_backward(T: Any, block: Block, log: bool) -> Kernel:
 
         def kernel(dout: Any, out: Any, C: Any, dx: Any) -> None:
             scratch = cuda.shared.array(warps, T)
-            start, t = cuda.blockIdx.x * C, cuda.threadIdx.x
+            start, t = U(cuda.blockIdx.x) * U(C), cuda.threadIdx.x
             inner = T(0)
-            for c in range(t, C, threads):
+            c = t
+            while c < C:
+                i = start + U(c)
                 if log:
-                    inner += dout[start + c]
+                    inner += dout[i]
                 else:
-                    inner += dout[start + c] * out[start + c]
+                    inner += dout[i] * out[i]
+                c += threads
             inner = total(inner, scratch)
-            for c in range(t, C, threads):
+            c = t
+            while c < C:
+                i = start + U(c)
                 if log:
-                    dx[start + c] = dout[start + c] - math.exp(out[start + c]) * inner
+                    dx[i] = dout[i] - math.exp(out[i]) * inner
                 else:
-                    dx[start + c] = out[start + c] * (dout[start + c] - inner)
+                    dx[i] = out[i] * (dout[i] - inner)
+                c += threads
 
         return kernel
 
@@ -142,19 +155,21 @@ def _cross_entropy(T: Any, block: Block) -> Kernel:
             logits: Any, targets: Any, valid: Any, V: Any, keep: Any, smoothing: Any, losses: Any, lses: Any
         ) -> None:
             scratch = cuda.shared.array(warps, T)
-            n, t = cuda.blockIdx.x, cuda.threadIdx.x
-            start = n * V
+            n, t = U(cuda.blockIdx.x), cuda.threadIdx.x
+            start = n * U(V)
             top, share = sums(logits, start, V, scratch)
             lse = math.log(share) + top
             mean = T(0)
             if smoothing > T(0):  # for all threads alike
-                for c in range(t, V, threads):
-                    mean += logits[start + c]
+                c = t
+                while c < V:
+                    mean += logits[start + U(c)]
+                    c += threads
                 mean = total(mean, scratch) / T(V)
             if t == 0:
                 loss = T(0)
                 if valid[n]:
-                    loss = keep * (lse - logits[start + targets[n]])
+                    loss = keep * (lse - logits[start + U(targets[n])])
                     if smoothing > T(0):
                         loss += smoothing * (lse - mean)
                 losses[n] = loss
@@ -184,16 +199,18 @@ def _cross_entropy_backward(T: Any, block: Block) -> Kernel:
             share: Any,
             dlogits: Any,
         ) -> None:
-            n, t = cuda.blockIdx.x, cuda.threadIdx.x
-            start, lse, target, counts, dloss = n * V, lses[n], targets[n], valid[n], dlosses[n]
-            for c in range(t, V, threads):
+            n, t = U(cuda.blockIdx.x), cuda.threadIdx.x
+            start, lse, target, counts, dloss = n * U(V), lses[n], targets[n], valid[n], dlosses[n]
+            c = t
+            while c < V:
                 d = T(0)
                 if counts:
-                    d = math.exp(logits[start + c] - lse) - share
+                    d = math.exp(logits[start + U(c)] - lse) - share
                     if c == target:
                         d -= keep
                     d *= dloss
-                dlogits[start + c] = d
+                dlogits[start + U(c)] = d
+                c += threads
 
         return kernel
 
