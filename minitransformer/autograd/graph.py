@@ -133,7 +133,9 @@ def _check_upstream(t: TensorBase, gradient: Any) -> np.ndarray:
         return np.ones_like(t._data)
     gradient = as_array("backward", gradient)
     gradient = (
-        plain(gradient) if is_array(gradient) else np.full_like(t._data, gradient, np.result_type(gradient), shape=())
+        plain(gradient)
+        if is_array(gradient)
+        else np.full_like(t._data, gradient, np.result_type(gradient), shape=(1,)).reshape(())
     )
     check_same_device("backward", "gradient", gradient, device_of(t._data))
     if gradient.shape != t._data.shape:

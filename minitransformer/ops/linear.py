@@ -100,7 +100,7 @@ def linear_backward(dout: np.ndarray, saved: Linear) -> tuple[np.ndarray, ...]:
     dweight = drows.T @ rows  # (C_out, C_in)
     if not biased:
         return dx, dweight
-    return dx, dweight, np.ones_like(drows, shape=len(drows)) @ drows  # BLAS sums columns faster than sum(0)
+    return dx, dweight, np.ones_like(drows, shape=drows.shape[:1]) @ drows  # BLAS sums columns faster than sum(0)
 
 
 def einsum_forward(*operands: np.ndarray, equation: str) -> tuple[np.ndarray, Einsum]:
@@ -160,7 +160,7 @@ def einsum_backward(dout: np.ndarray, saved: Einsum) -> tuple[np.ndarray, ...]:
         # an index that only this operand had was summed: its gradient is the same along that axis
         alone = [letter for letter in term if letter not in present]
         inputs.extend(alone)
-        arrays.extend(np.ones_like(dout, shape=operand.shape[term.index(letter)]) for letter in alone)
+        arrays.extend(np.ones_like(dout, shape=(operand.shape[term.index(letter)],)) for letter in alone)
         gradients.append(plain(np.einsum(",".join(inputs) + "->" + term, *arrays, optimize=True)))
     return tuple(gradients)
 

@@ -70,7 +70,7 @@ class FlatParameters:
         self.params = tuple(sorted(trainable, key=lambda p: p.ndim < 2))  # a stable sort
         self.num_decayed = sum(p.data.size for p in self.params if p.ndim >= 2)
         self._ends = tuple(accumulate(p.data.size for p in self.params))
-        self.data = np.empty_like(self.params[0].data, shape=self._ends[-1])
+        self.data = np.empty_like(self.params[0].data, shape=(self._ends[-1],))
         self._views = self.views(self.data)
         for p, view in zip(self.params, self._views, strict=True):
             np.copyto(view, p.data)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import operator
 import re
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -299,3 +300,12 @@ def test_what_does_not_fit_is_refused() -> None:
         probe(*good(np.float64)[:4], good()[4], good()[5])
     with pytest.raises(DeviceError, match=r"^kernels.probe: got arrays on cpu, expected all of them on one GPU"):
         probe(*(x.host for x in good()))
+
+
+@pytest.mark.parametrize("shape", [0, ()])
+def test_shapes_that_cupy_takes_for_none_are_refused(shape: Any) -> None:
+    x = SimulatedArray(np.ones((2, 3)))
+    for function in (np.empty_like, np.zeros_like, np.ones_like, partial(np.full_like, fill_value=1)):
+        with pytest.raises(ValueError, match=r"CuPy takes shape=.* of \w+_like for none: pass \(0,\), or reshape"):
+            function(x, shape=shape)
+    assert np.empty_like(x, shape=(0,)).shape == (0,)

@@ -67,6 +67,12 @@ def test_adam_gives_the_bits_of_the_reference(
     assert outcome(gpu, name, found[0], **options) == outcome(gpu, name, found[0], **options) == expected
 
 
+def test_a_decay_that_rounds_to_nothing_still_makes_nan_of_infinity() -> None:
+    found = [np.array([math.inf, 1.0], np.float32) for _ in range(4)]
+    options = {**ADAM, "weight_decay": 1e-60, "num_decayed": 2}
+    assert outcome(gpu, "adam_step", found, **options) == outcome(reference, "adam_step", found, **options)
+
+
 @pytest.mark.parametrize("with_momentum", [False, True])
 @given(arrays(3), RATES, SHARES, RATES)
 def test_sgd_gives_the_bits_of_the_reference(

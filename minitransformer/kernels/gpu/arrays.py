@@ -91,6 +91,8 @@ class SimulatedArray(NDArrayOperatorsMixin):
         return _wrap(getattr(ufunc, method)(*_unwrap(inputs), **_unwrap(kwargs)), inputs, kwargs)
 
     def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        if kwargs.get("shape") in (0, ()):
+            raise ValueError(f"CuPy takes shape={kwargs['shape']} of {func.__name__} for none: pass (0,), or reshape")
         return _wrap(func(*_unwrap(args), **_unwrap(kwargs)), args, kwargs)
 
 

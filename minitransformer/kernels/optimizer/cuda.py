@@ -61,7 +61,7 @@ def _sgd(T: Any, block: Block, with_velocity: bool) -> Kernel:
 
 @cache
 def _adam(T: Any, block: Block) -> Kernel:
-    """`keep` is AdamW's factor of the data and `decay` Adam's own, both for the first `decayed` elements."""
+    """`keep` is AdamW's factor of the first `kept` elements of the data, `decay` Adam's own for the first `decayed`."""
 
     def build(cuda: Any) -> Any:
         math, position = functions(cuda), position_of(cuda)
@@ -71,8 +71,9 @@ def _adam(T: Any, block: Block) -> Kernel:
             gradient: Any,
             first: Any,
             second: Any,
-            decayed: Any,
+            kept: Any,
             keep: Any,
+            decayed: Any,
             decay: Any,
             gain1: Any,
             beta2: Any,
@@ -83,10 +84,10 @@ def _adam(T: Any, block: Block) -> Kernel:
             i = position()
             if i < U(data.size):
                 d, g = data[i], gradient[i]
-                if i < U(decayed):
+                if i < U(kept):
                     d = d * keep
-                    if decay != T(0):  # 0 times infinity is NaN
-                        g = d * decay + g
+                if i < U(decayed):
+                    g = d * decay + g
                 m = first[i] + (g - first[i]) * gain1
                 v = second[i] * beta2 + g * g * gain2
                 first[i] = m
@@ -95,7 +96,7 @@ def _adam(T: Any, block: Block) -> Kernel:
 
         return kernel
 
-    return Kernel(build, (T[::1],) * 4 + (int64,) + (T,) * 7, block.threads)
+    return Kernel(build, (T[::1],) * 4 + (int64, T) * 2 + (T,) * 5, block.threads)
 
 
 @cache
@@ -221,9 +222,9 @@ def adam_step(
     step: int,
 ) -> None:
     """Adam on gradient + weight_decay data (Kingma and Ba 2015). `step` counts from 1."""
-    decayed = _checked("adam_step", data, num_decayed)
+    decayed = _checked("adam_step", data, num_decayed) if weight_decay else 0
     numbers = _adam_numbers(lr, beta1, beta2, eps, step)
-    _adam_update(data, gradient, first, second, decayed, 1.0, weight_decay, *numbers)
+    _adam_update(data, gradient, first, second, 0, 1.0, decayed, weight_decay, *numbers)
 
 
 @entrance("N!", "N", "N!", "N!")
@@ -242,9 +243,9 @@ def adamw_step(
     step: int,
 ) -> None:
     """data *= 1 - lr weight_decay, then Adam (Loshchilov and Hutter 2019). `step` counts from 1."""
-    decayed = _checked("adamw_step", data, num_decayed)
+    kept = _checked("adamw_step", data, num_decayed)
     numbers = _adam_numbers(lr, beta1, beta2, eps, step)
-    _adam_update(data, gradient, first, second, decayed, 1 - lr * weight_decay, 0.0, *numbers)
+    _adam_update(data, gradient, first, second, kept, 1 - lr * weight_decay, 0, 0.0, *numbers)
 
 
 @entrance("N")
@@ -256,9 +257,9 @@ def squared_norm(flat: Any) -> Any:
     block = block_for(flat)
     height = max(_ROUNDS * block.threads, -(-flat.size // _PARTS))
     parts = -(-flat.size // height)
-    sums = np.empty_like(flat, shape=parts, dtype=np.float64)
+    sums = np.empty_like(flat, shape=(parts,), dtype=np.float64)
     launch(_sums(type_of(flat), block, True), parts, flat, height, sums)
-    norm = np.empty_like(flat, shape=(), dtype=np.float64)
+    norm = np.empty_like(flat, shape=(1,), dtype=np.float64).reshape(())
     launch(_sums(float64, block, False), 1, sums, max(parts, 1), norm)
     return norm
 

@@ -320,4 +320,4 @@ def _mapped(make: Callable[[Any, Any], Any], *arrays: Any) -> Any:
 
 
 def _or_zeros(x: Any, bias: Any | None) -> Any:
-    return np.zeros_like(x, shape=x.shape[1]) if bias is None else bias
+    return np.zeros_like(x, shape=x.shape[1:]) if bias is None else bias

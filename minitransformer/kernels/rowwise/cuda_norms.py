@@ -290,7 +290,7 @@ def layer_norm_backward_add(dout: Any, x: Any, weight: Any | None, mean: Any, rs
 def rms_norm_forward(x: Any, weight: Any | None, eps: float) -> tuple[Any, Any]:
     """weight * x * rrms, and the (N,) reciprocal root mean squares."""
     N, C = x.shape
-    out, rrms = np.empty_like(x), np.empty_like(x, shape=N)
+    out, rrms = np.empty_like(x), np.empty_like(x, shape=(N,))
     launch(_rms_norm(type_of(x), block_for(x, C)), N, x, _or_ones(x, weight), C, eps, out, rrms)
     return out, rrms
 
@@ -312,7 +312,7 @@ def _normed(
     x: Any, delta: Any | None, delta_bias: Any | None, weight: Any | None, bias: Any | None, eps: float
 ) -> tuple[Any, Any, Any]:
     N, C = x.shape
-    out, mean, rstd = np.empty_like(x), np.empty_like(x, shape=N), np.empty_like(x, shape=N)
+    out, mean, rstd = np.empty_like(x), np.empty_like(x, shape=(N,)), np.empty_like(x, shape=(N,))
     kernel = _layer_norm(type_of(x), block_for(x, C), delta is not None)
     # Without `delta`, the kernel reads neither that nor its bias: any array will do.
     added = (x, x) if delta is None else (delta, _or_zeros(x, delta_bias))
@@ -337,8 +337,8 @@ def _layer_norm_gradients(
 
 
 def _or_ones(x: Any, weight: Any | None) -> Any:
-    return np.ones_like(x, shape=x.shape[1]) if weight is None else weight
+    return np.ones_like(x, shape=x.shape[1:]) if weight is None else weight
 
 
 def _or_zeros(x: Any, bias: Any | None) -> Any:
-    return np.zeros_like(x, shape=x.shape[1]) if bias is None else bias
+    return np.zeros_like(x, shape=x.shape[1:]) if bias is None else bias

@@ -225,7 +225,7 @@ def cross_entropy_forward(logits: Any, targets: Any, valid: Any, label_smoothing
     With smoothing e over V classes: (1 - e) * -log p[target] + e * mean over classes of -log p.
     """
     N, V = logits.shape
-    losses, lse = np.empty_like(logits, shape=N), np.empty_like(logits, shape=N)
+    losses, lse = np.empty_like(logits, shape=(N,)), np.empty_like(logits, shape=(N,))
     kernel = _cross_entropy(type_of(logits), block_for(logits, V))
     launch(kernel, N, logits, targets, valid, V, 1 - label_smoothing, label_smoothing, losses, lse)
     return losses, lse
