@@ -16,6 +16,7 @@ PAGES = [
     "docs/models/captioner.md",
     "docs/models/bert.md",
     "docs/kernels.md",
+    "docs/gpu.md",
     "docs/models/efficient_attention.md",
     "docs/not_finite.md",
     "docs/gradcheck.md",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 from functools import cache
 from importlib import import_module
@@ -13,12 +14,12 @@ import pytest
 from numba import float32, int64
 
 from minitransformer import kernels
+from minitransformer.errors import MissingExtraError
 from minitransformer.kernels import FAMILIES
 from minitransformer.kernels.gpu.kernel import Kernel
 from minitransformer.kernels.gpu.resources import Resources, compile_kernel
 
-pytestmark = pytest.mark.cuda
-
+needs_compilers = pytest.mark.cuda
 STATIC_SHARED = 48 * 1024 - 1024  # what a kernel may declare, less what the driver may take for itself
 REGISTERS = 64 * 1024  # of a multiprocessor: a block that wants more cannot be launched
 
@@ -38,12 +39,11 @@ def families() -> list[str]:
 
 
 def cases() -> Iterator[Any]:
-    """All of them; of the kernels that exist for many widths, which take long, only one width is no thorough test."""
+    """All of them; of those that exist for many widths, and take long, only some if not thorough."""
     for family in families():
         for name in kernels_of(family):
-            width = re.search(r"width (\d+)", name)
-            marks = [pytest.mark.thorough] if width and width[1] != "64" else []
-            yield pytest.param(family, name, id=f"{family}: {name}", marks=marks)
+            quick = "width" not in name or ("width 64" in name and not name.endswith("all rules, width 64 float64"))
+            yield pytest.param(family, name, id=f"{family}: {name}", marks=[] if quick else [pytest.mark.thorough])
 
 
 def check(kernel: Kernel, capability: tuple[int, int]) -> Resources:
@@ -68,6 +68,7 @@ def wide_share(ptx: str) -> float:
     return wide / loaded if loaded else 0.0
 
 
+@needs_compilers
 @pytest.mark.parametrize(("family", "name"), list(cases()))
 def test_every_kernel_fits_a_hopper(family: str, name: str) -> None:
     used = check(kernels_of(family)[name], (9, 0))
@@ -75,6 +76,7 @@ def test_every_kernel_fits_a_hopper(family: str, name: str) -> None:
         assert wide_share(used.ptx) > 0.6
 
 
+@needs_compilers
 @pytest.mark.parametrize("family", families())
 def test_an_ampere_too(family: str) -> None:
     for kernel in list(kernels_of(family).values())[:2]:
@@ -137,6 +139,7 @@ def roomy(cuda: Any) -> Any:
     return kernel
 
 
+@needs_compilers
 @pytest.mark.parametrize(
     ("build", "registers", "complaint"),
     [(greedy, 255, r"\(0, 256\)"), (spilling, 16, r"== \(0, 0\)"), (roomy, 255, "49152 <= 48128")],
@@ -145,3 +148,9 @@ def test_what_does_not_fit_is_found(build: Any, registers: int, complaint: str) 
     kernel = Kernel(build, (float32[::1], float32[::1], int64), 32, registers)
     with pytest.raises(AssertionError, match=complaint):
         check(kernel, (9, 0))
+
+
+def test_without_compilers_the_error_has_the_line_that_installs_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "numba_cuda", None)
+    with pytest.raises(MissingExtraError, match=r'not installed\. Run: pip install "minitransformer\[cuda\]"$'):
+        compile_kernel(Kernel(greedy, (float32[::1], float32[::1], int64), 32))

@@ -185,6 +185,25 @@ def test_an_index_is_a_whole_number() -> None:
         launch(lambda cuda, out: out[1.0], 4)
 
 
+def test_a_place_of_the_code_has_one_shared_array() -> None:
+    def scratch(cuda: Any) -> Any:
+        return cuda.shared.array(4, float32)
+
+    def body(cuda: Any, out: Any) -> None:
+        a, b = cuda.shared.array(4, float32), cuda.shared.array(4, float32)
+        a[cuda.threadIdx.x], b[cuda.threadIdx.x] = 1, 2
+        out[cuda.threadIdx.x] = a[cuda.threadIdx.x] + b[cuda.threadIdx.x]
+        scratch(cuda)
+        if twice:
+            scratch(cuda)
+
+    twice = False
+    np.testing.assert_array_equal(launch(body, 4), np.full(4, 3))
+    twice = True
+    with pytest.raises(KernelError, match=r"thread 0 of block \(0, 0, 0\) makes a shared array again at one place, wh"):
+        launch(body, 4)
+
+
 def barrier_in_a_branch(cuda: Any, out: Any) -> None:
     if cuda.threadIdx.x == 1:
         cuda.syncthreads()

@@ -9,6 +9,7 @@ the threads from a seed: without a race, the bits are the same for all.
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -53,7 +54,8 @@ class _Thread:
         """Be a thread of that block, which all begin as if behind a barrier."""
         self.waits_at = "syncthreads"
         self.now = Moment(block, 0, self.number)
-        self.shared_arrays = self.shuffles = 0
+        self.made: set[Any] = set()  # places of shared arrays
+        self.shuffles = 0
         self.offered: list[Any] = [None, None]  # to shuffles of even and of odd number
 
     def sleep(self) -> None:
@@ -70,7 +72,7 @@ class _Launch:
         self.blocks = self._ordered([Index(x, y, z) for z, y, x in product(*map(range, self.grid[::-1]))])
         self.threads = [_Thread(number) for number in range(threads)]
         self.to_run: list[_Thread] = []  # before anybody may pass the barrier
-        self.block, self.shared = Index(0, 0, 0), list[Memory]()
+        self.block, self.shared = Index(0, 0, 0), dict[Any, Memory]()
         self.outcome: SimpleQueue[BaseException | None] = SimpleQueue()
 
     def run(self, args: tuple[Any, ...]) -> None:
@@ -137,7 +139,7 @@ class _Launch:
     def _next_block(self) -> list[_Thread]:
         if not self.blocks:
             return []
-        self.block, self.shared = self.blocks.pop(0), []
+        self.block, self.shared = self.blocks.pop(0), {}
         for thread in self.threads:
             thread.enter(self.block)
         return self.threads
@@ -150,15 +152,19 @@ class _Launch:
 
 
 class _Shared:
-    """`cuda.shared`: the threads of a block that make their n-th array there get the same one."""
+    """`cuda.shared`: one array for a block at each place of the code that makes one."""
 
     @staticmethod
     def array(shape: int, dtype: Any, alignment: int | None = None) -> Memory:
-        thread, arrays = running.thread, running.launch.shared
-        if thread.shared_arrays == len(arrays):
-            arrays.append(fresh_memory(shape, dtype, f"shared array {len(arrays)}"))
-        thread.shared_arrays += 1
-        return arrays[thread.shared_arrays - 1]
+        thread, arrays, caller = running.thread, running.launch.shared, sys._getframe(1)
+        place = caller.f_code, caller.f_lasti
+        if place in thread.made:
+            problem = f"{here()} makes a shared array again at one place, where a block has only one"
+            raise KernelError("simulator", problem, "Make it in the kernel itself, and pass it on")
+        thread.made.add(place)
+        if place not in arrays:
+            arrays[place] = fresh_memory(shape, dtype, f"shared array {len(arrays)}")
+        return arrays[place]
 
 
 class _Local:
