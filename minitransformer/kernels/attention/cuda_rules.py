@@ -12,10 +12,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import boolean, float64, int64, types, uint64
 
+from minitransformer.errors import ConfigError
 from minitransformer.kernels.attention.cuda_tiles import U
+from minitransformer.kernels.attention.mods import name_of
 from minitransformer.kernels.attention.problem import Problem
 from minitransformer.kernels.attention.rules import FAR, Far, Sizes, far_of, reach_of
-from minitransformer.kernels.gpu.arrays import like, to_host
+from minitransformer.kernels.gpu.arrays import device_of, like, to_host
 from minitransformer.kernels.philox import philox
 
 Parts = frozenset[str]
@@ -79,7 +81,11 @@ def rules_type(T: Any, parts: Parts) -> Any:
 
 
 def rules_of(problem: Problem, bias: Any, q: Any, sizes: Sizes) -> tuple[Parts, Rules]:
-    """The parts of `problem` and its numbers, its arrays on the device of q."""
+    """The parts of `problem` and its numbers, its arrays on the device of q; `ConfigError` if it has a `score_mod`."""
+    if problem.score_mod is not None:
+        refused = f"{name_of(problem.score_mod)} is compiled for the CPU alone, got arrays on {device_of(q)!r}"
+        fix = "Move them with .to('cpu'), or use what kernels have: a float mask, alibi_slopes or softcap"
+        raise ConfigError("flex_attention", refused, fix)
     fields = "offset", "key_lengths", "documents"
     positions: Any = {name: to_host(x) for name in fields if (x := getattr(problem, name)) is not None}
     reach = reach_of(problem._replace(**positions))
