@@ -95,9 +95,9 @@ def rules_of(problem: Problem, bias: Any, q: Any, sizes: Sizes) -> tuple[Parts, 
         mask = same if mask is None else like(q, same) & _there(q, mask, np.bool_)
     origin = None if sparse is None else np.broadcast_to(to_host(sparse.origin), (sizes.B,))
     seed, step, site, row = problem.dropout_key or (0, 0, 0, 0)
-    one_offset = bool((reach.offset == reach.offset[0]).all())
+    offsets = set(reach.offset.tolist())
     given = {
-        "offsets": not one_offset,
+        "offsets": len(offsets) > 1,
         "left": problem.window[0] is not None,
         "right": problem.causal or problem.window[1] is not None,
         "lengths": problem.key_lengths is not None,
@@ -112,7 +112,7 @@ def rules_of(problem: Problem, bias: Any, q: Any, sizes: Sizes) -> tuple[Parts, 
     flat_mask, mask_strides = _spread(q, mask, np.bool_)
     flat_bias, bias_strides = _spread(q, bias, q.dtype)
     rules = Rules(
-        offset=int(reach.offset[0]) if one_offset else _there(q, reach.offset, np.int64),
+        offset=_there(q, reach.offset, np.int64) if len(offsets) > 1 else min(offsets, default=0),
         left=reach.left,
         right=reach.right,
         lengths=_there(q, reach.lengths, np.int64) if given["lengths"] else 0,
@@ -241,25 +241,25 @@ def rule_code(cuda: Any, T: Any, parts: Parts) -> RuleCode:
         return reached
 
     @cuda.jit(device=True, forceinline=True)
-    def score(rules: Any, score: Any, b: Any, h: Any, t: Any, key: Any) -> Any:
+    def score(rules: Any, x: Any, b: Any, h: Any, t: Any, key: Any) -> Any:
         if masked:
             at = rules.mask_strides
             if not rules.mask[U(b * at[0] + h * at[1] + t * at[2] + key * at[3])]:
                 return never
         if softcap:
-            score = rules.softcap * T(math.tanh(score / rules.softcap))
+            x = rules.softcap * T(math.tanh(x / rules.softcap))
         if alibi:
-            score -= T(rules.slopes[U(h)] * abs(t + offset_of(rules, b) - key))
+            x -= T(rules.slopes[U(h)] * abs(t + offset_of(rules, b) - key))
         if biased:
             at = rules.bias_strides
-            score += rules.bias[U(b * at[0] + h * at[1] + t * at[2] + key * at[3])]
-        return score
+            x += rules.bias[U(b * at[0] + h * at[1] + t * at[2] + key * at[3])]
+        return x
 
     @cuda.jit(device=True, forceinline=True)
-    def slope(rules: Any, score: Any, b: Any, h: Any, t: Any, key: Any) -> Any:
+    def slope(rules: Any, x: Any, b: Any, h: Any, t: Any, key: Any) -> Any:
         """1 - tanh(x)**2, without the loss of its bits near 1: 4 e / (1 + e)**2 with e = exp(-2 |x|)."""
         if softcap:
-            e = T(math.exp(-two * abs(score / rules.softcap)))
+            e = T(math.exp(-two * abs(x / rules.softcap)))
             return four * e / ((one + e) * (one + e))
         return one
 
