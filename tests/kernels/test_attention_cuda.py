@@ -13,7 +13,7 @@ from test_attention_cpu import KEY, ZERO, arrays, assert_close, normal
 
 from minitransformer import functional as F
 from minitransformer import tensor
-from minitransformer.errors import DeviceError, ShapeError
+from minitransformer.errors import ConfigError, DeviceError, ShapeError
 from minitransformer.kernels.attention import cuda, reference
 from minitransformer.kernels.attention.cuda_tiles import FEW, Tile, backward_tile, forward_tile
 from minitransformer.kernels.attention.problem import Problem, Sparse
@@ -101,17 +101,22 @@ def test_every_option_agrees(name: str) -> None:
         assert_close(both(cuda, given_, bias, problem), both(reference, given_, bias, problem))
 
 
-@given(strategies.attention_problems(max_len=5, max_dim=5))
-@settings(deadline=None, max_examples=8)
+@given(strategies.attention_problems(max_len=4, max_dim=4))
+@settings(deadline=None, max_examples=5)
 def test_drawn_problems_by_the_2x_rule(problem: AttentionProblem) -> None:
     def run(device: str, dtype: Any) -> list[np.ndarray]:
         def put(x: np.ndarray) -> Any:
             return tensor(x.astype(np.float32).astype(dtype), requires_grad=True, device=device)
 
+        options = dict(problem.options)
+        added = isinstance(mask := options.get("attn_mask"), np.ndarray) and mask.dtype.kind == "f"
+        if added:
+            options["attn_mask"] = put(mask)
         q, k, v = map(put, (problem.q, problem.k, problem.v))
-        out, lse = F.scaled_dot_product_attention(q, k, v, **problem.options, need_lse=True)
+        out, lse = F.scaled_dot_product_attention(q, k, v, **options, need_lse=True)
         (out * put(problem.dout)).sum().backward()
-        return [to_host(x) for x in (out.data, lse.data, q.grad, k.grad, v.grad)]
+        leaves = (q, k, v, options["attn_mask"]) if added else (q, k, v)
+        return [to_host(x) for x in (out.data, lse.data, *(leaf.grad for leaf in leaves))]
 
     results = (run(*where) for where in (("simulator", np.float32), ("cpu", np.float32), ("cpu", np.float64)))
     for ours, plain, exact in zip(*results, strict=True):
@@ -141,6 +146,12 @@ def test_sizes_below_at_and_above_tiles(sizes: tuple[int, ...]) -> None:
     bias = normal(*sizes[:2], *sizes[3:5])
     for problem, added in ((Problem(0.5, ZERO, causal=True), None), (Problem(0.5, ZERO, softcap=2.0), bias)):
         assert_close(both(cuda, given_, added, problem), both(reference, given_, added, problem))
+
+
+def test_no_batch_rows_with_an_offset_each() -> None:
+    given_ = arrays(0, 2, 1, 3, 3, 4, 4)
+    problem = Problem(0.5, np.zeros(0, np.int64), causal=True)
+    assert_close(both(cuda, given_, None, problem), both(reference, given_, None, problem))
 
 
 def heads_of(rows: np.ndarray, first: int, count: int) -> SimulatedArray:
@@ -188,12 +199,11 @@ def test_the_bits_do_not_depend_on_the_order_of_threads(name: str) -> None:
     given_ = arrays(*SIZES, np.float32)
     bias, problem = option(name, np.float32)
     in_order = bits(both(cuda, given_, bias, problem))
-    for seed in (1, 2):
-        with thread_order(seed):
-            assert bits(both(cuda, given_, bias, problem)) == in_order
+    with thread_order(1):
+        assert bits(both(cuda, given_, bias, problem)) == in_order
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("name", ["nothing", "window to the left", "lengths, one of them 0", "all", "sparse and all"])
 def test_keys_in_pieces(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What few queries attend to is divided; some pieces have no key that is allowed."""
     monkeypatch.setattr(cuda, "_PIECE", 2)
@@ -251,6 +261,15 @@ def test_what_does_not_fit_is_refused() -> None:
         cuda.forward(q, k, v[:, :, :2], None, None, Problem(1.0, ZERO))
     with pytest.raises(DeviceError, match=r"^kernels\.forward: got arrays on cpu and simulator"):
         cuda.forward(q, k.host, v, None, None, Problem(1.0, ZERO))
+
+
+def test_a_function_of_the_user_is_refused() -> None:
+    q, k, v = (tensor(normal(1, 2, 3, 4, seed=n), device="simulator") for n in range(3))
+    message = (
+        r"^flex_attention: <lambda> is compiled for the CPU alone, got arrays on 'simulator'\. Move them with \.to"
+    )
+    with pytest.raises(ConfigError, match=message):
+        F.flex_attention(q, k, v, lambda score, b, h, q, k: score * 2)
 
 
 # --- the tiles of a real GPU -----------------------------------------------------------------------------

@@ -12,10 +12,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import boolean, float64, int64, types, uint64
 
+from minitransformer.errors import ConfigError
 from minitransformer.kernels.attention.cuda_tiles import U
+from minitransformer.kernels.attention.mods import name_of
 from minitransformer.kernels.attention.problem import Problem
 from minitransformer.kernels.attention.rules import FAR, Far, Sizes, far_of, reach_of
-from minitransformer.kernels.gpu.arrays import like, to_host
+from minitransformer.kernels.gpu.arrays import device_of, like, to_host
 from minitransformer.kernels.philox import philox
 
 Parts = frozenset[str]
@@ -79,7 +81,11 @@ def rules_type(T: Any, parts: Parts) -> Any:
 
 
 def rules_of(problem: Problem, bias: Any, q: Any, sizes: Sizes) -> tuple[Parts, Rules]:
-    """The parts of `problem` and its numbers, its arrays on the device of q."""
+    """The parts of `problem` and its numbers, its arrays on the device of q; `ConfigError` if it has a `score_mod`."""
+    if problem.score_mod is not None:
+        refused = f"{name_of(problem.score_mod)} is compiled for the CPU alone, got arrays on {device_of(q)!r}"
+        fix = "Move them with .to('cpu'), or use what kernels have: a float mask, alibi_slopes or softcap"
+        raise ConfigError("flex_attention", refused, fix)
     fields = "offset", "key_lengths", "documents"
     positions: Any = {name: to_host(x) for name in fields if (x := getattr(problem, name)) is not None}
     reach = reach_of(problem._replace(**positions))
@@ -89,9 +95,9 @@ def rules_of(problem: Problem, bias: Any, q: Any, sizes: Sizes) -> tuple[Parts, 
         mask = same if mask is None else like(q, same) & _there(q, mask, np.bool_)
     origin = None if sparse is None else np.broadcast_to(to_host(sparse.origin), (sizes.B,))
     seed, step, site, row = problem.dropout_key or (0, 0, 0, 0)
-    one_offset = bool((reach.offset == reach.offset[0]).all())
+    offsets = set(reach.offset.tolist())
     given = {
-        "offsets": not one_offset,
+        "offsets": len(offsets) > 1,
         "left": problem.window[0] is not None,
         "right": problem.causal or problem.window[1] is not None,
         "lengths": problem.key_lengths is not None,
@@ -106,7 +112,7 @@ def rules_of(problem: Problem, bias: Any, q: Any, sizes: Sizes) -> tuple[Parts, 
     flat_mask, mask_strides = _spread(q, mask, np.bool_)
     flat_bias, bias_strides = _spread(q, bias, q.dtype)
     rules = Rules(
-        offset=int(reach.offset[0]) if one_offset else _there(q, reach.offset, np.int64),
+        offset=_there(q, reach.offset, np.int64) if len(offsets) > 1 else min(offsets, default=0),
         left=reach.left,
         right=reach.right,
         lengths=_there(q, reach.lengths, np.int64) if given["lengths"] else 0,
@@ -235,25 +241,25 @@ def rule_code(cuda: Any, T: Any, parts: Parts) -> RuleCode:
         return reached
 
     @cuda.jit(device=True, forceinline=True)
-    def score(rules: Any, score: Any, b: Any, h: Any, t: Any, key: Any) -> Any:
+    def score(rules: Any, x: Any, b: Any, h: Any, t: Any, key: Any) -> Any:
         if masked:
             at = rules.mask_strides
             if not rules.mask[U(b * at[0] + h * at[1] + t * at[2] + key * at[3])]:
                 return never
         if softcap:
-            score = rules.softcap * T(math.tanh(score / rules.softcap))
+            x = rules.softcap * T(math.tanh(x / rules.softcap))
         if alibi:
-            score -= T(rules.slopes[U(h)] * abs(t + offset_of(rules, b) - key))
+            x -= T(rules.slopes[U(h)] * abs(t + offset_of(rules, b) - key))
         if biased:
             at = rules.bias_strides
-            score += rules.bias[U(b * at[0] + h * at[1] + t * at[2] + key * at[3])]
-        return score
+            x += rules.bias[U(b * at[0] + h * at[1] + t * at[2] + key * at[3])]
+        return x
 
     @cuda.jit(device=True, forceinline=True)
-    def slope(rules: Any, score: Any, b: Any, h: Any, t: Any, key: Any) -> Any:
+    def slope(rules: Any, x: Any, b: Any, h: Any, t: Any, key: Any) -> Any:
         """1 - tanh(x)**2, without the loss of its bits near 1: 4 e / (1 + e)**2 with e = exp(-2 |x|)."""
         if softcap:
-            e = T(math.exp(-two * abs(score / rules.softcap)))
+            e = T(math.exp(-two * abs(x / rules.softcap)))
             return four * e / ((one + e) * (one + e))
         return one
 
