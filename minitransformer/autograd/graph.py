@@ -19,7 +19,7 @@ from minitransformer.autograd.base import (
 )
 from minitransformer.checks import check_flag, shown
 from minitransformer.errors import DTypeError, GradientError, ShapeError
-from minitransformer.kernels.gpu.arrays import device_of, is_array, plain, to_host
+from minitransformer.kernels.gpu.arrays import device_of, is_array, plain, to_host, zeros
 from minitransformer.memory import owner_of
 
 _FREED = object()
@@ -80,7 +80,7 @@ class Node:
             self.saved = _FREED
         given = next(dout for dout in douts if dout is not None)
         filled = tuple(
-            np.zeros_like(given, dtype, shape=shape) if dout is None else dout
+            zeros(shape, given, dtype) if dout is None else dout
             for dout, (shape, dtype) in zip(douts, self.outputs, strict=True)
         )
         try:

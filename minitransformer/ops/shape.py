@@ -16,7 +16,7 @@ from minitransformer import kernels
 from minitransformer.autograd import check_arrays, check_axis, refused_index, register
 from minitransformer.checks import is_integer, shown
 from minitransformer.errors import AllocationError, DTypeError, RangeError, ShapeError
-from minitransformer.kernels.gpu.arrays import is_array, like, on_device, plain
+from minitransformer.kernels.gpu.arrays import is_array, like, on_device, plain, zeros
 from minitransformer.ops.arithmetic import Shapes, check_operands, shapes_of, sum_to
 
 MAX_AXES = 64  # of NumPy
@@ -133,7 +133,7 @@ def getitem_backward(dout: np.ndarray, saved: Index) -> tuple[np.ndarray]:
         places = np.arange(size).reshape(saved.shape)[_beside(np.empty(0), saved.index)].reshape(-1)
         kernel = kernels.serve("rowwise", dout)
         return (kernel.embedding_backward(dout.reshape(-1, 1), like(dout, places), size).reshape(saved.shape),)
-    dx = np.zeros_like(dout, shape=saved.shape)
+    dx = zeros(saved.shape, dout)
     if gathers:
         np.add.at(dx, saved.index, dout)  # a gathered element may occur several times
     else:

@@ -86,3 +86,10 @@ def test_arrays_of_two_devices_are_refused_by_name() -> None:
         here.data = there
     with pytest.raises(DeviceError, match="setitem: the value is on 'cpu', the other arrays on 'simulator'"):
         there[:1] = here[:1]
+
+
+def test_gradients_of_arrays_without_axes() -> None:
+    """CuPy takes an empty shape for none given: a gradient made that way would have the shape of another array."""
+    x = mt.tensor(np.array(3.0), requires_grad=True, device="simulator")
+    (x[None] * 2.0).sum().backward()
+    assert x.grad is not None and x.grad.shape == () and float(x.grad) == 2

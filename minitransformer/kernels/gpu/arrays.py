@@ -202,6 +202,13 @@ def contiguous(x: Any, dtype: Any = None) -> Any:
     return x if x.flags.c_contiguous and dtype in (None, x.dtype) else x.astype(dtype or x.dtype, order="C")
 
 
+def zeros(shape: tuple[int, ...], x: Any, dtype: Any = None) -> Any:
+    """Zeros where `x` is, in its dtype if none is given."""
+    if shape or isinstance(x, np.ndarray):
+        return np.zeros_like(x, dtype, shape=shape)
+    return np.zeros_like(x, dtype, shape=(1,)).reshape(())  # CuPy would take an empty shape for none given
+
+
 def device_of(array: Any) -> str:
     """The one of `DEVICES` where `array` is."""
     if isinstance(array, SimulatedArray):
