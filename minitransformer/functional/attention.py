@@ -124,8 +124,9 @@ def flex_attention(
     and errors as in `scaled_dot_product_attention`.
 
     Numba compiles `score_mod` into the kernels. What it cannot compile, such as a function that reads arrays
-    other than `buffers`, runs in NumPy, many times slower, with one `RuntimeWarning` that says why. A comparison
-    of the score, as in `if score > 0`, needs `score.real` to be differentiated, or a `score_mod_grad`.
+    other than `buffers`, runs in NumPy, many times slower, with one `RuntimeWarning` that says why; on a GPU it is a
+    `ConfigError`, and an index beyond a buffer goes unseen. A comparison of the score, as in `if score > 0`, needs
+    `score.real` to be differentiated, or a `score_mod_grad`.
     """
     op = "flex_attention"
     if block_mask is not None and not isinstance(block_mask, Mask):

@@ -13,7 +13,7 @@ from test_attention_cpu import KEY, ZERO, arrays, assert_close, normal
 
 from minitransformer import functional as F
 from minitransformer import tensor
-from minitransformer.errors import ConfigError, DeviceError, ShapeError
+from minitransformer.errors import DeviceError, ShapeError
 from minitransformer.kernels.attention import cuda, reference
 from minitransformer.kernels.attention.cuda_tiles import FEW, Tile, backward_tile, forward_tile
 from minitransformer.kernels.attention.problem import Problem, Sparse
@@ -261,15 +261,6 @@ def test_what_does_not_fit_is_refused() -> None:
         cuda.forward(q, k, v[:, :, :2], None, None, Problem(1.0, ZERO))
     with pytest.raises(DeviceError, match=r"^kernels\.forward: got arrays on cpu and simulator"):
         cuda.forward(q, k.host, v, None, None, Problem(1.0, ZERO))
-
-
-def test_a_function_of_the_user_is_refused() -> None:
-    q, k, v = (tensor(normal(1, 2, 3, 4, seed=n), device="simulator") for n in range(3))
-    message = (
-        r"^flex_attention: <lambda> is compiled for the CPU alone, got arrays on 'simulator'\. Move them with \.to"
-    )
-    with pytest.raises(ConfigError, match=message):
-        F.flex_attention(q, k, v, lambda score, b, h, q, k: score * 2)
 
 
 # --- the tiles of a real GPU -----------------------------------------------------------------------------

@@ -7,7 +7,6 @@ and weights are never made, except where they are what is asked for (`weights_fo
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from minitransformer.kernels.attention.cuda_backward import keys_kernel, queries
 from minitransformer.kernels.attention.cuda_forward import forward_kernel, merge_kernel
 from minitransformer.kernels.attention.cuda_rules import ALL_PARTS, Parts, bends_scores, is_plain, rules_of
 from minitransformer.kernels.attention.cuda_tiles import FEW, Tile, backward_tile, forward_tile
+from minitransformer.kernels.attention.cuda_user import Mods
 from minitransformer.kernels.attention.cuda_weights import bend, cells_kernel, weigh
 from minitransformer.kernels.attention.layout import BackwardLayouts, Layout, Layouts
 from minitransformer.kernels.attention.problem import Problem
@@ -41,7 +41,7 @@ def forward(q: Any, k: Any, v: Any, bias: Any, out: Any, problem: Problem) -> tu
         out = _empty(q, *q.shape[:3], sizes.E)
     if not lse.size:
         return out, lse
-    parts, rules = rules_of(problem, bias, q, sizes)
+    parts, rules = rules_of(problem, bias, q, sizes, slopes=False)
     rows = sizes.H // sizes.K * sizes.T
     tile = forward_tile(q.dtype, rows, sizes.D, sizes.E, is_plain(parts), simulated)
     pieces = _pieces(sizes, rows)
@@ -85,7 +85,7 @@ def backward(
     dq, dk, dv = (_empty(x, *x.shape) if target is None else target for target, x in targets)
     # What is never computed has no gradient.
     dbias = None if bias is None else np.zeros_like(q, shape=(*q.shape[:3], sizes.S), order="C")
-    parts, rules = rules_of(problem, bias, q, sizes)
+    parts, rules = rules_of(problem, bias, q, sizes, slopes=True)
     delta = ((dout * out).sum(axis=-1) - dlse).reshape(-1)
     widest = max(sizes.D, sizes.E)
     tile = backward_tile(q.dtype, widest, is_plain(parts), device_of(q) == "simulator")
@@ -115,7 +115,7 @@ def weights_forward(q: Any, k: Any, bias: Any, lse: Any, problem: Problem) -> An
     """The softmax weights (B, H, T, S) before dropout, rebuilt from the log-sum-exp."""
     sizes = _sizes(q, k)
     weights = _raw_scores(q, _for_all_heads(k, sizes), problem)
-    weigh(weights, lse, *rules_of(problem, bias, q, sizes), sizes)
+    weigh(weights, lse, *rules_of(problem, bias, q, sizes, slopes=False), sizes)
     return weights
 
 
@@ -127,7 +127,7 @@ def weights_backward(
     sizes = _sizes(q, k)
     keys, scale = _for_all_heads(k, sizes), q.dtype.type(problem.scale)
     dbias = dscores = dweights * weights
-    parts, rules = rules_of(problem, bias, q, sizes)
+    parts, rules = rules_of(problem, bias, q, sizes, slopes=True)
     if bends_scores(parts):
         dscores = dscores.copy()
         bend(dscores, _raw_scores(q, keys, problem), parts, rules, sizes)
@@ -148,20 +148,29 @@ def _raw_scores(q: Any, keys: Any, problem: Problem) -> Any:
 
 def configurations() -> Iterator[tuple[str, Kernel]]:
     """Every kernel as a GPU gets it: heads of usual and other widths, a causal mask alone and all rules together."""
-    choices: Any = {"causal": frozenset({"right"}), "all rules": ALL_PARTS}
-    for dtype, rules in product(map(np.dtype, (np.float32, np.float64)), choices):
-        parts: Parts = choices[rules]
+    relative = Mods(Problem(1.0, np.zeros(1, np.int64), score_mod=_relative, buffers=(np.zeros((1, 1), np.float32),)))
+    for dtype in map(np.dtype, (np.float32, np.float64)):
         for width in (16, 32, 64, 80, 128, 256):
-            for name, rows in (("few queries", 1), ("forward", FEW + 1)):
-                tile = forward_tile(dtype, rows, width, width, is_plain(parts), simulated=False)
-                kernel = forward_kernel(dtype, tile, parts, tile.depth >= width)
-                yield f"attention {name}, {rules}, width {width} {dtype}", kernel
-            tile = backward_tile(dtype, width, is_plain(parts), simulated=False)
-            yield f"attention dq, {rules}, width {width} {dtype}", queries_kernel(dtype, tile, parts)
-            yield f"attention dk and dv, {rules}, width {width} {dtype}", keys_kernel(dtype, tile, parts)
-        for name in ("weigh", "bend"):
-            yield f"attention {name}, {rules} {dtype}", cells_kernel(name, dtype, parts, 256)
+            yield from _kernels("causal", frozenset({"right"}), width, dtype)
+            yield from _kernels("all rules", ALL_PARTS, width, dtype)
+        yield from _kernels("a function of the user", frozenset({"right", relative}), 64, dtype)
         yield f"attention merge {dtype}", merge_kernel(dtype, _MERGERS)
+
+
+def _kernels(name: str, parts: Parts, width: int, dtype: np.dtype) -> Iterator[tuple[str, Kernel]]:
+    about = f"{name}, width {width} {dtype}"
+    for kind, rows in (("few queries", 1), ("forward", FEW + 1)):
+        tile = forward_tile(dtype, rows, width, width, is_plain(parts), simulated=False)
+        yield f"attention {kind}, {about}", forward_kernel(dtype, tile, parts, tile.depth >= width)
+    tile = backward_tile(dtype, width, is_plain(parts), simulated=False)
+    yield f"attention dq, {about}", queries_kernel(dtype, tile, parts)
+    yield f"attention dk and dv, {about}", keys_kernel(dtype, tile, parts)
+    for kind in ("weigh", "bend"):
+        yield f"attention {kind}, {name} {dtype}", cells_kernel(kind, dtype, parts, 256)
+
+
+def _relative(score: Any, b: Any, h: Any, q: Any, k: Any, table: Any) -> Any:
+    return score + table[h, q - k]
 
 
 def _sizes(q: Any, v: Any) -> Sizes:

@@ -49,7 +49,7 @@ def keys_kernel(dtype: np.dtype, tile: Tile, parts: Parts) -> Kernel:
 
 
 def _queries(cuda: Any, T: Any, tile: Tile, parts: Parts) -> Any:
-    code, rule = products(cuda, T, tile), rule_code(cuda, T, parts)
+    code, rule = products(cuda, T, tile), rule_code(cuda, T, parts, slopes=True)
     rows, columns, _, width, threads, across = tile
     own_rows, own_columns, own_width = tile.own
     a_size, b_size, w_size, z_size = tile.shared(T.bitwidth // 8)
@@ -153,7 +153,7 @@ def _queries(cuda: Any, T: Any, tile: Tile, parts: Parts) -> Any:
 
 
 def _keys(cuda: Any, T: Any, tile: Tile, parts: Parts) -> Any:
-    code, rule = products(cuda, T, tile), rule_code(cuda, T, parts)
+    code, rule = products(cuda, T, tile), rule_code(cuda, T, parts, slopes=True)
     rows, columns, _, width, threads, across = tile
     own_rows, own_columns, own_width = tile.own
     a_size, b_size, w_size, z_size = tile.shared(T.bitwidth // 8)

@@ -76,7 +76,7 @@ def _merge(cuda: Any, T: Any) -> Any:
 
 
 def _build(cuda: Any, T: Any, tile: Tile, parts: Parts, resident: bool) -> Any:
-    code, rule = products(cuda, T, tile), rule_code(cuda, T, parts)
+    code, rule = products(cuda, T, tile), rule_code(cuda, T, parts, slopes=False)
     rows, columns, _, width, threads, across = tile
     own_rows, own_columns, own_width = tile.own
     a_size, b_size, w_size, z_size = tile.shared(T.bitwidth // 8)

@@ -12,15 +12,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import boolean, float64, int64, types, uint64
 
-from minitransformer.errors import ConfigError
 from minitransformer.kernels.attention.cuda_tiles import U
-from minitransformer.kernels.attention.mods import name_of
+from minitransformer.kernels.attention.cuda_user import Mods, change, derivative, mods_of
 from minitransformer.kernels.attention.problem import Problem
 from minitransformer.kernels.attention.rules import FAR, Far, Sizes, far_of, reach_of
-from minitransformer.kernels.gpu.arrays import device_of, like, to_host
+from minitransformer.kernels.gpu.arrays import like, to_host
 from minitransformer.kernels.philox import philox
 
-Parts = frozenset[str]
+# Names of rules, and the functions of the user if there are any.
+Parts = frozenset[str | Mods]
 
 # The first six leave a query an interval of keys, or two. "offsets" is for positions that differ between batch rows.
 ALL_PARTS: Parts = frozenset(
@@ -49,6 +49,7 @@ class Rules(NamedTuple):
     drop_below: int  # words below this are dropped
     kept: float  # factor of what is kept
     draw: tuple[int, ...]  # row, site, step and the two words of the seed
+    buffers: tuple[Any, ...]  # of the functions of the user
 
 
 _ARRAYS = {
@@ -75,17 +76,18 @@ def rules_type(T: Any, parts: Parts) -> Any:
         "drop_below": uint64,
         "kept": T,
         "draw": types.UniTuple(uint64, 5),
+        "buffers": types.Tuple(() if (mods := _mods_in(parts)) is None else mods.buffers),
     }
     fields = [elements.get(f, int64)[::1] if f in given else others.get(f, int64) for f in Rules._fields]
     return types.NamedTuple(fields, Rules)
 
 
-def rules_of(problem: Problem, bias: Any, q: Any, sizes: Sizes) -> tuple[Parts, Rules]:
-    """The parts of `problem` and its numbers, its arrays on the device of q; `ConfigError` if it has a `score_mod`."""
-    if problem.score_mod is not None:
-        refused = f"{name_of(problem.score_mod)} is compiled for the CPU alone, got arrays on {device_of(q)!r}"
-        fix = "Move them with .to('cpu'), or use what kernels have: a float mask, alibi_slopes or softcap"
-        raise ConfigError("flex_attention", refused, fix)
+def rules_of(problem: Problem, bias: Any, q: Any, sizes: Sizes, slopes: bool) -> tuple[Parts, Rules]:
+    """The parts of `problem` and its numbers, its arrays on the device of q, for kernels with or without `slopes`.
+
+    `ConfigError` or `GradientError` for a `score_mod` that is not fit, see `cuda_user.mods_of`.
+    """
+    mods, buffers = mods_of(problem, q, (sizes.B, sizes.H, sizes.T, sizes.S), slopes)
     fields = "offset", "key_lengths", "documents"
     positions: Any = {name: to_host(x) for name in fields if (x := getattr(problem, name)) is not None}
     reach = reach_of(problem._replace(**positions))
@@ -129,8 +131,10 @@ def rules_of(problem: Problem, bias: Any, q: Any, sizes: Sizes) -> tuple[Parts, 
         drop_below=round(problem.dropout_p * 2**32),
         kept=1 / (1 - problem.dropout_p) if problem.dropout_p < 1 else 0.0,
         draw=(row, site, step, seed & 0xFFFFFFFF, seed >> 32),
+        buffers=buffers,
     )
-    return frozenset(name for name, there in given.items() if there), rules
+    names = frozenset(name for name, there in given.items() if there)
+    return names if mods is None else names | {mods}, rules
 
 
 def _there(q: Any, array: Any, dtype: Any) -> Any:
@@ -152,12 +156,16 @@ def _spread(q: Any, array: Any, dtype: Any) -> tuple[Any, tuple[int, int, int, i
 
 def is_plain(parts: Parts) -> bool:
     """Whether there is no more to a cell than whether its key is in the interval of its query."""
-    return parts.isdisjoint({"softcap", "alibi", "mask", "bias", "dropout"})
+    return parts <= {"offsets", "left", "right", "lengths", "documents", "sparse"}
 
 
 def bends_scores(parts: Parts) -> bool:
     """Whether the derivative of scores is other than 1."""
-    return "softcap" in parts
+    return "softcap" in parts or _mods_in(parts) is not None
+
+
+def _mods_in(parts: Parts) -> Mods | None:
+    return next((part for part in parts if isinstance(part, Mods)), None)
 
 
 class RuleCode(NamedTuple):
@@ -167,17 +175,21 @@ class RuleCode(NamedTuple):
     span: Any  # (rules, b, t, run, low, high) -> first and end of the keys from low to high that it may attend to
     seen_by: Any  # (rules, b, first, last, run, T) -> first and end of the queries that may attend to any of such keys
     reaches: Any  # (rules, b, t, key, S) -> whether it is in the spans of that query
-    score: Any  # (rules, score, b, h, t, key) -> the score after softcap, ALiBi, bias and mask
+    score: Any  # (rules, score, b, h, t, key) -> the score after softcap, ALiBi, the user's function, bias and mask
     slope: Any  # (rules, score, b, h, t, key) -> its derivative before the bias
     factor: Any  # (rules, words, sizes, b, h, t, key) -> 0, or what dropout multiplies by; `words` is a thread's own
 
 
-def rule_code(cuda: Any, T: Any, parts: Parts) -> RuleCode:
-    """With the rule "sparse" there are two runs: of near keys, and of the numbers of far ones."""
+def rule_code(cuda: Any, T: Any, parts: Parts, slopes: bool) -> RuleCode:
+    """For kernels with or without slopes. "sparse" makes two runs: of near keys, and of the numbers of far ones."""
     offsets, left, right, lengths = (name in parts for name in ("offsets", "left", "right", "lengths"))
     documents, sparse, softcap, alibi = (name in parts for name in ("documents", "sparse", "softcap", "alibi"))
     masked, biased = "mask" in parts, "bias" in parts
     never, zero, one, two, four = T(-math.inf), T(0), T(1), T(2), T(4)
+    mods = _mods_in(parts)
+    modded = mods is not None
+    changed: Any = None if mods is None else change(cuda, T, mods)
+    slope_of_change: Any = derivative(cuda, T, mods) if mods is not None and slopes else None
     draw_words = cuda.jit(device=True, forceinline=True)(philox)
 
     @cuda.jit(device=True, forceinline=True)
@@ -241,15 +253,22 @@ def rule_code(cuda: Any, T: Any, parts: Parts) -> RuleCode:
         return reached
 
     @cuda.jit(device=True, forceinline=True)
+    def before_functions(rules: Any, x: Any, b: Any, h: Any, t: Any, key: Any) -> Any:
+        if softcap:
+            x = rules.softcap * T(math.tanh(x / rules.softcap))
+        if alibi:
+            x -= T(rules.slopes[U(h)] * abs(t + offset_of(rules, b) - key))
+        return x
+
+    @cuda.jit(device=True, forceinline=True)
     def score(rules: Any, x: Any, b: Any, h: Any, t: Any, key: Any) -> Any:
         if masked:
             at = rules.mask_strides
             if not rules.mask[U(b * at[0] + h * at[1] + t * at[2] + key * at[3])]:
                 return never
-        if softcap:
-            x = rules.softcap * T(math.tanh(x / rules.softcap))
-        if alibi:
-            x -= T(rules.slopes[U(h)] * abs(t + offset_of(rules, b) - key))
+        x = before_functions(rules, x, b, h, t, key)
+        if modded:
+            x = changed(x, b, h, t, key, rules.buffers)
         if biased:
             at = rules.bias_strides
             x += rules.bias[U(b * at[0] + h * at[1] + t * at[2] + key * at[3])]
@@ -257,11 +276,13 @@ def rule_code(cuda: Any, T: Any, parts: Parts) -> RuleCode:
 
     @cuda.jit(device=True, forceinline=True)
     def slope(rules: Any, x: Any, b: Any, h: Any, t: Any, key: Any) -> Any:
-        """1 - tanh(x)**2, without the loss of its bits near 1: 4 e / (1 + e)**2 with e = exp(-2 |x|)."""
-        if softcap:
+        steepness = one
+        if modded:
+            steepness = slope_of_change(before_functions(rules, x, b, h, t, key), b, h, t, key, rules.buffers)
+        if softcap:  # 1 - tanh(x)**2, without the loss of its bits near 1: 4 e / (1 + e)**2 with e = exp(-2 |x|)
             e = T(math.exp(-two * abs(x / rules.softcap)))
-            return four * e / ((one + e) * (one + e))
-        return one
+            steepness *= four * e / ((one + e) * (one + e))
+        return steepness
 
     @cuda.jit(device=True, forceinline=True)
     def factor(rules: Any, words: Any, sizes: Any, b: Any, h: Any, t: Any, key: Any) -> Any:

@@ -54,7 +54,7 @@ def _place(cuda: Any) -> Any:
 
 
 def _weigh(cuda: Any, T: Any, parts: Parts) -> Any:
-    place, rule = _place(cuda), rule_code(cuda, T, parts)
+    place, rule = _place(cuda), rule_code(cuda, T, parts, slopes=False)
     never, zero = T(-math.inf), T(0)
 
     def weigh(x: Any, lse: Any, sizes: Any, rules: Any) -> None:
@@ -71,7 +71,7 @@ def _weigh(cuda: Any, T: Any, parts: Parts) -> Any:
 
 
 def _bend(cuda: Any, T: Any, parts: Parts) -> Any:
-    place, rule = _place(cuda), rule_code(cuda, T, parts)
+    place, rule = _place(cuda), rule_code(cuda, T, parts, slopes=True)
     zero = T(0)
 
     def bend(x: Any, raw: Any, sizes: Any, rules: Any) -> None:

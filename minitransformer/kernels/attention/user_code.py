@@ -34,7 +34,7 @@ intrinsic: Any = extending.intrinsic  # untyped: what it makes has other argumen
 _MOST = 64  # compiled functions that are remembered
 _TRIED = 64  # cells at which compiled code is compared with Python
 # A compiler that is fed with what it does not know fails in more ways than it names.
-_FAILURES = (
+FAILURES = (
     errors.NumbaError,
     ArithmeticError,
     AssertionError,
@@ -126,8 +126,8 @@ def _compiled(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", errors.NumbaWarning)
             code = _build(problem, dtype, slopes)
-    except _FAILURES as error:
-        return Refusal(name_of(mod), _in_one_line(error))
+    except FAILURES as error:
+        return Refusal(name_of(mod), in_one_line(error))
     cells = np.unravel_index(np.linspace(0, np.prod(shape) - 1, _TRIED).astype(np.int64), shape)
     x = (4 * np.sin(np.arange(1.0, _TRIED + 1))).astype(dtype)
     try:
@@ -161,7 +161,7 @@ def _run(address: int, x: np.ndarray, cells: Cells, buffers: np.ndarray) -> tupl
     return scores, slopes
 
 
-def _in_one_line(error: BaseException) -> str:
+def in_one_line(error: BaseException) -> str:
     """The first two lines of a message that say something."""
     lines = [line.strip() for line in str(error).splitlines()]
     lines = [line for line in lines if line and not line.startswith("Failed in nopython mode")]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dis
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from types import BuiltinFunctionType, CellType, CodeType, FunctionType, ModuleType
 from typing import Any
@@ -94,7 +94,11 @@ def translated(mod: Any, dtype: np.dtype) -> Any:
     """The function for Numba to compile, its helpers too, with our functions in the place of some of NumPy's."""
     # Divided as in NumPy, bounds checked as in Python.
     njit = numba.njit(error_model="numpy", boundscheck=True, forceinline=True, **ONLY_COMPILED)
-    modules, functions = exchanged(dtype)
+    return rebuilt(mod, njit, *exchanged(dtype))
+
+
+def rebuilt(mod: Any, jit: Callable[[Any], Any], modules: dict[Any, Any], functions: dict[Any, Any]) -> Any:
+    """The function and its helpers, each passed through `jit`, with what is to stand in the place of others."""
     done: dict[FunctionType, Any] = {}
 
     def translate(function: FunctionType) -> Any:
@@ -102,7 +106,7 @@ def translated(mod: Any, dtype: np.dtype) -> Any:
         cells = tuple(CellType() for _ in function.__closure__ or ())
         new = FunctionType(function.__code__, around, function.__name__, function.__defaults__, cells)
         new.__kwdefaults__ = function.__kwdefaults__
-        done[function] = njit(new)
+        done[function] = jit(new)
         values = {name: exchange(value) for name, value in _surroundings(function)}
         around.update({name: values[name] for name in _globals_of(function.__code__) if name in values})
         for name, cell in zip(function.__code__.co_freevars, cells, strict=True):
@@ -111,7 +115,7 @@ def translated(mod: Any, dtype: np.dtype) -> Any:
 
     def exchange(value: Any) -> Any:
         if isinstance(value, ModuleType):
-            return modules[value]
+            return modules.get(value, value)
         if isinstance(value, Dispatcher):
             value = value.py_func
         if isinstance(value, FunctionType) and not _is_of_library(value):

@@ -8,6 +8,7 @@ from importlib import import_module
 from operator import index as integer
 from typing import Any
 
+import numpy as np
 from numba import types
 from numba.np.numpy_support import as_dtype
 
@@ -21,9 +22,9 @@ _MOST_BLOCKS = 2**31 - 1, 2**16 - 1, 2**16 - 1  # along each axis, on every GPU
 class Kernel:
     """A function for a block of `threads` threads, made by `build(cuda)`, and the Numba types of its arguments.
 
-    Arrays are vectors without gaps, `T[::1]`, see `arrays.flat`; all else are numbers, converted to their types, and
-    named tuples of both. Call `build` factories through `functools.cache`, so that each is compiled once, when it is
-    first launched.
+    Arrays are vectors without gaps, `T[::1]`, see `arrays.flat`; those of a read-only type may have more axes. All else
+    are numbers, converted to their types, and tuples of both. Call `build` factories through `functools.cache`, so
+    that each is compiled once, when it is first launched.
     """
 
     def __init__(
@@ -63,10 +64,14 @@ def _argument(value: Any, kind: Any) -> Any:
     if not isinstance(kind, types.Array):
         return as_dtype(kind).type(value)
     given = (value.dtype, value.ndim, value.flags.c_contiguous) if isinstance(value, SimulatedArray) else None
-    if given != (as_dtype(kind.dtype), 1, True):
+    if given != (as_dtype(kind.dtype), kind.ndim, True):
         problem = f"got {type(value).__name__} of {getattr(value, 'dtype', 'no dtype')}, expected {kind}"
         raise DTypeError("kernels.gpu", problem, "Pass arrays through `flat`, in the dtype of the kernel")
-    return value
+    if kind.mutable:
+        return value
+    readable: np.ndarray = value.host.view()
+    readable.flags.writeable = False
+    return readable
 
 
 def numba_cuda() -> Any:
