@@ -113,6 +113,7 @@ def table() -> dict[str, list[Case]]:
     for name in ("exp", "sin", "cos"):
         lines[name] = unary(normal)
     lines["log"] = lines["sqrt"] = unary(positive)
+    lines["move"] = [case(normal(2, 3), device="cpu")]
     lines["cast"] = [
         case(normal(2, 3), dtype=np.dtype(t), on_complex={"dtype": np.dtype(np.complex128)})
         for t in (np.float64, np.float32)

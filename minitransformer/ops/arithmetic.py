@@ -12,7 +12,7 @@ import numpy as np
 
 from minitransformer.autograd import cast, check_arrays, register
 from minitransformer.errors import DTypeError, RangeError, ShapeError
-from minitransformer.kernels.gpu.arrays import device_of, move, plain
+from minitransformer.kernels.gpu.arrays import check_device, device_of, move, plain
 
 
 class Shapes(NamedTuple):
@@ -256,11 +256,14 @@ def cast_backward(dout: np.ndarray, saved: Cast) -> tuple[np.ndarray]:
 
 def move_forward(x: np.ndarray, *, device: str) -> tuple[np.ndarray, Moved]:
     """`x` on another device; the gradient comes back to where `x` is."""
-    return move(x, device), Moved(device_of(x))
+    check_arrays("move", x=x)
+    out = move(x, check_device("move", device))
+    return (x.copy() if out is x else out), Moved(device_of(x))
 
 
 def move_backward(dout: np.ndarray, saved: Moved) -> tuple[np.ndarray]:
-    return (move(dout, saved.device),)
+    dx = move(dout, saved.device)
+    return (dout.copy() if dx is dout else dx,)
 
 
 register("add", add_forward, add_backward)

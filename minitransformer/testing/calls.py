@@ -322,6 +322,7 @@ CALLS: dict[str, Callable[[np.random.Generator], Inputs]] = {
     "mean": reduced(np.random.Generator.standard_normal),
     "min": reduced(few),
     "minimum": tied_operands,
+    "move": with_settings(2, device="cpu"),
     "mse_loss": regressed,
     "multiply": operands,
     "permute": permuted,

@@ -37,7 +37,7 @@ MESSAGES: list[tuple[Callable[[], Any], str]] = [
     (lambda: F.relu(loop()), "relu: got a list that is ragged or nested too deeply. Pad all rows to one length."),
     (lambda: leaf(2) + 10**30, f"add: got {10**30}, which does not fit 64 bits. Pass a float."),
     (lambda: leaf(2) * 10**400, "multiply: got an integer of 1329 bits, which does not fit 64 bits. Pass a float."),
-    (lambda: leaf(2) + OnTheGPU(), "add: got a wrong_values.OnTheGPU on a GPU, expected arrays on 'cpu'. Copy it to"),
+    (lambda: leaf(2) + OnTheGPU(), "add: got a wrong_values.OnTheGPU on a GPU, expected an array of NumPy or CuPy"),
     (lambda: F.maximum(leaf(2), None), "maximum: an operand is None, expected arrays or numbers. Pass 0 or 1 for"),
     (lambda: F.linear(leaf(2, 3), None), "linear: weight is None, expected an array. Convert it with mt.tensor(x)."),
     (lambda: F.concat([leaf(2), 1.0]), "concat: tensor 1 is 1.0, expected an array. Convert it with mt.tensor(x)."),
