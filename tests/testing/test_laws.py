@@ -9,6 +9,7 @@ import pytest
 from testing.plain_attention import Plain
 from testing.wrong_attention import WRONG
 
+import minitransformer as mt
 from minitransformer import functional as F
 from minitransformer import testing
 from minitransformer.errors import ConfigError, DTypeError, NonFiniteError, ShapeError
@@ -50,6 +51,23 @@ def test_all_hold_for_our_attention(dtype: str) -> None:
     assert report, report
     assert report.held == NAMES
     assert {v.law.name for v in report.verdicts if v.sense == "bits"} == BITS
+
+
+@pytest.mark.thorough
+def test_all_hold_on_a_gpu() -> None:
+    report = check_laws(adapters.ours(device="simulator"), max_examples=2)
+    assert report.held == NAMES, report
+
+
+def test_the_gradients_of_a_gpu_are_its_slopes() -> None:
+    def layer(x: Any, weight: Any, bias: Any) -> Any:
+        x, weight, bias = (t.to("simulator") for t in (x, weight, bias))
+        heads = F.layer_norm(x, (4,), weight, bias).reshape(1, 3, 1, 4).transpose(1, 2)
+        return F.gelu(F.scaled_dot_product_attention(heads, heads, heads, is_causal=True)).to("cpu")
+
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal(shape) for shape in ((1, 3, 4), (4,), (4,))]
+    assert mt.gradcheck(layer, arrays, method="central", mode="directional", directions=2)
 
 
 @pytest.mark.thorough

@@ -143,8 +143,9 @@ def cupy() -> Any:
 
 @cache
 def _check_cuda() -> None:
-    """`MissingExtraError` or `DeviceError` unless CuPy and a GPU can be used."""
+    """`MissingExtraError` or `DeviceError` unless CuPy, numba-cuda and a GPU can be used."""
     library = cupy()
+    require("numba_cuda", extra="cuda", purpose="device cuda")
     try:
         count = library.cuda.runtime.getDeviceCount()
     except library.cuda.runtime.CUDARuntimeError as error:

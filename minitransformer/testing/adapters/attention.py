@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +14,13 @@ import numpy.typing as npt
 
 from minitransformer import functional as F
 from minitransformer import random
+from minitransformer.autograd import Tensor
 from minitransformer.checks import check_choice, shown
 from minitransformer.errors import ConfigError, DTypeError, ShapeError, nearest, require
 from minitransformer.gradients import Function
 from minitransformer.gradients.function import problem_of
 from minitransformer.kernels import use_backend
+from minitransformer.kernels.gpu.arrays import check_device
 from minitransformer.testing.adapters import functions
 from minitransformer.threads import get_num_threads, set_num_threads
 
@@ -191,21 +193,28 @@ _WRAPPERS: dict[str, Callable[[Callable[..., Any], Sequence[Any]], Function]] = 
 }
 
 
-def ours(backend: str | None = None, *, dtype: npt.DTypeLike = np.float64) -> Attention:
-    """`F.scaled_dot_product_attention`, served by the kernels `backend` (None: as the array decides)."""
+def ours(backend: str | None = None, *, dtype: npt.DTypeLike = np.float64, device: str = "cpu") -> Attention:
+    """`F.scaled_dot_product_attention` on `device`, served by the kernels `backend` (None: as the array decides)."""
+    check_device("adapters.ours", device)
 
     def attend(
         q: Any, k: Any, v: Any, *, seed: int = 0, threads: int | None = None, rope_positions: Any = None, **options: Any
     ) -> Any:
         if rope_positions is not None:
             q, k = (F.apply_rope(x, positions) for x, positions in zip((q, k), rope_positions, strict=True))
-        with random.scope(seed, 0), _threads(threads, get_num_threads, set_num_threads):
-            if backend is None:
-                return F.scaled_dot_product_attention(q, k, v, **options)
-            with use_backend(backend):
-                return F.scaled_dot_product_attention(q, k, v, **options)
+        q, k, v = (moved(x) for x in (q, k, v))
+        options["attn_mask"] = moved(options.get("attn_mask"))
+        chosen: AbstractContextManager[Any] = nullcontext() if backend is None else use_backend(backend)
+        with random.scope(seed, 0), _threads(threads, get_num_threads, set_num_threads), chosen:
+            results = F.scaled_dot_product_attention(q, k, v, **options)
+        if device == "cpu":
+            return results
+        return tuple(x.to("cpu") for x in results) if isinstance(results, tuple) else results.to("cpu")
 
-    name = f"minitransformer({backend or ''})"
+    def moved(x: Any) -> Any:
+        return x.to(device) if isinstance(x, Tensor) and x.dtype.kind == "f" else x
+
+    name = f"minitransformer({', '.join(filter(None, (backend, device if device != 'cpu' else None)))})"
     return attention(attend, "minitransformer", name=name, supports=ABILITIES, dtype=dtype, bitwise=_OUR_BITS)
 
 
