@@ -92,8 +92,13 @@ def test_to_casts_in_place_and_moves() -> None:
         np.testing.assert_array_equal(array, before[name])
     assert model.to(np.float32).first.weight.dtype == np.float32
     assert model.to("cpu") is model
-    with pytest.raises(DeviceError, match="device 'cuda' is not available"):
-        model.to("cuda")
+    assert model.to("simulator") is model and {p.device for p in model.parameters()} == {"simulator"}
+    for name, array in model.state_dict().items():
+        assert isinstance(array, np.ndarray)
+        np.testing.assert_array_equal(array, before[name])
+    assert model.to("cpu").first.weight.device == "cpu"
+    with pytest.raises(DeviceError, match="to: device is 'cuda:1', expected one of 'cpu', 'cuda', 'simulator'"):
+        model.to("cuda:1")
     for target in ("float16", "int64", "nonsense"):
         refusal = f"'{target}' is n(o dtype for parameters|either a device nor a dtype)|dtype float16 is not supported"
         with pytest.raises(DTypeError, match=f"to: ({refusal})"):
