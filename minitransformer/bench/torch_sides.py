@@ -110,6 +110,8 @@ class DeviceAttention:
         moved = (torch.from_numpy(array) for array in self._case.inputs().values())
         q, k, v, self._dout = (x.to(self._device, getattr(torch, dtype)) for x in moved)
         self._qkv = [x.requires_grad_() for x in (q, k, v)]
+        mask = self._case.mask()
+        self._mask = None if mask is None else torch.from_numpy(mask).to(self._device)
         try:
             self._both()
         except RuntimeError as error:
@@ -119,7 +121,7 @@ class DeviceAttention:
     def _forward(self) -> Any:
         with self._torch.nn.attention.sdpa_kernel(self._backend):
             attention = self._torch.nn.functional.scaled_dot_product_attention
-            return attention(*self._qkv, is_causal=self._case.causal)
+            return attention(*self._qkv, attn_mask=self._mask, is_causal=self._case.causal)
 
     def _both(self) -> tuple[Any, ...]:
         out = self._forward()
