@@ -52,7 +52,7 @@ def train(
 
 
 def test_nothing_piles_up_in_1000_steps(tmp_path: Path) -> None:
-    """Fewer than one more block of memory in two steps: a graph, an array or a record kept is several each step.
+    """Fewer than one more block of memory a step: a graph, an array or a record kept is several each step.
 
     Not none: caches inside Python and NumPy fill up, ever more slowly.
     """
@@ -63,7 +63,7 @@ def test_nothing_piles_up_in_1000_steps(tmp_path: Path) -> None:
 
     seen = train(1000, tmp_path, blocks, interval=100, evaluations=5, shards=1)
     assert len(seen) == 10
-    assert seen[-1] - seen[4] < 250
+    assert seen[-1] - seen[4] < 500
 
 
 @pytest.mark.thorough
