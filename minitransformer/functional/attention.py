@@ -10,7 +10,7 @@ from minitransformer.autograd import OPS, Tensor, as_array
 from minitransformer.checks import check_flag, check_function
 from minitransformer.errors import DTypeError
 from minitransformer.kernels.attention.problem import Sparse
-from minitransformer.kernels.gpu.arrays import plain
+from minitransformer.kernels.gpu.arrays import like, plain
 from minitransformer.masks import Mask
 from minitransformer.ops.attention import make_problem, split_mask
 from minitransformer.ops.shape import check_items
@@ -88,7 +88,9 @@ def scaled_dot_product_attention(
     problem = make_problem(op, q, k, v, **options)
     B, H, T, _ = q.shape
     mask, additive = split_mask(op, attn_mask, B, H, T, k.shape[2])
-    bias = attn_mask if additive is not None else None  # a Tensor keeps its gradient
+    bias: Any = None
+    if additive is not None:  # a Tensor keeps its gradient, and its device
+        bias = attn_mask if isinstance(attn_mask, Tensor) else like(q, additive)
     if mask is not None and isinstance(attn_mask, Tensor):
         mask = mask.copy()  # backward needs it as it was, and a static argument has no version
     problem = problem._replace(mask=mask, dropout_key=random.next_key(dropout_site) if dropout_p else None)

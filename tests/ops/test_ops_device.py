@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import minitransformer as mt
+from minitransformer import functional as F
 from minitransformer.autograd import OPS
 from minitransformer.errors import AllocationError, DeviceError
 from minitransformer.kernels.gpu.arrays import SimulatedArray, to_host
@@ -93,3 +94,15 @@ def test_gradients_of_arrays_without_axes() -> None:
     x = mt.tensor(np.array(3.0), requires_grad=True, device="simulator")
     (x[None] * 2.0).sum().backward()
     assert x.grad is not None and x.grad.shape == () and float(x.grad) == 2
+
+
+def test_masks_follow_the_queries_from_the_host() -> None:
+    rng = np.random.default_rng(0)
+    q, mask = rng.standard_normal((1, 1, 3, 4)), np.tri(3, dtype=bool)
+    there = mt.tensor(q, device="simulator")
+    expected = F.scaled_dot_product_attention(q, q, q, mask).numpy()
+    for given in (mask, np.where(mask, 0, -np.inf)):
+        out = F.scaled_dot_product_attention(there, there, there, given)
+        np.testing.assert_allclose(to_host(out.data), expected, atol=1e-12)
+    with pytest.raises(DeviceError, match=r"kernels\.forward: got arrays on cpu and simulator, expected all of them"):
+        F.scaled_dot_product_attention(there, there, there, mt.tensor(np.zeros((3, 3)), requires_grad=True))
