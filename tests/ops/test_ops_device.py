@@ -33,7 +33,7 @@ def run(name: str, arrays: list[Any], static: dict[str, Any], device: str) -> li
     return [to_host(x) for x in found]
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("name", sorted(CALLS.keys() - {"cast", "move"}))
 def test_an_op_computes_on_the_device_what_it_does_on_the_host(name: str, seed: int) -> None:
     arrays, static = CALLS[name](np.random.default_rng([seed, *name.encode()]))
