@@ -19,7 +19,7 @@ from minitransformer.autograd.base import (
 )
 from minitransformer.checks import check_flag, shown
 from minitransformer.errors import DTypeError, GradientError, ShapeError
-from minitransformer.kernels.gpu.arrays import device_of, is_array, plain, to_host, zeros
+from minitransformer.kernels.gpu.arrays import device_of, is_array, like, plain, to_host, zeros
 from minitransformer.memory import owner_of
 
 _FREED = object()
@@ -132,11 +132,7 @@ def _check_upstream(t: TensorBase, gradient: Any) -> np.ndarray:
             )
         return np.ones_like(t._data)
     gradient = as_array("backward", gradient)
-    gradient = (
-        plain(gradient)
-        if is_array(gradient)
-        else np.full_like(t._data, gradient, np.result_type(gradient), shape=(1,)).reshape(())
-    )
+    gradient = plain(gradient) if is_array(gradient) else like(t._data, np.asarray(gradient))
     check_same_device("backward", "gradient", gradient, device_of(t._data))
     if gradient.shape != t._data.shape:
         raise ShapeError(

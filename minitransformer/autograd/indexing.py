@@ -8,7 +8,7 @@ import numpy as np
 
 from minitransformer.autograd.base import as_array, check_same_device
 from minitransformer.errors import DTypeError, GradientError, RangeError, ShapeError
-from minitransformer.kernels.gpu.arrays import device_of, on_device, plain
+from minitransformer.kernels.gpu.arrays import device_of, is_writable, plain
 
 _KINDS = "buifc"  # of dtypes, each of which fits into those behind it
 
@@ -28,7 +28,7 @@ def refused_index(op: str, shape: tuple[int, ...], error: Exception) -> RangeErr
 
 
 def check_writable(op: str, array: np.ndarray) -> None:
-    if not on_device(array) and not array.flags.writeable:
+    if not is_writable(array):
         raise GradientError(op, "the memory of the tensor is read-only", "Make a copy first: mt.tensor(t.numpy())")
 
 

@@ -19,7 +19,7 @@ from minitransformer.autograd.base import (
 from minitransformer.autograd.graph import Node
 from minitransformer.autograd.tensor import Tensor
 from minitransformer.errors import DeviceError, DTypeError, GradientError, ShapeError
-from minitransformer.kernels.gpu.arrays import check_device, device_of, is_array, move, on_device, to_host
+from minitransformer.kernels.gpu.arrays import check_device, device_of, is_array, move, on_device
 from minitransformer.memory import owner_of
 
 Forward = Callable[..., tuple[Any, Any]]
@@ -123,12 +123,10 @@ def tensor(data: Any, dtype: Any = None, requires_grad: bool = False, device: st
     device = device_of(data) if device is None else check_device("tensor", device)
     if isinstance(data, np.ma.MaskedArray) or (hasattr(data, "__cuda_array_interface__") and not on_device(data)):
         as_array("tensor", data)  # raises
-    if on_device(data):
-        data = as_array("tensor", data) if device_of(data) == device else to_host(data)
     if not hasattr(data, "__array__") and hasattr(data, "__dlpack__"):
         data = np.from_dlpack(data)
     try:
-        array = data.copy() if on_device(data) else np.array(data)
+        array = as_array("tensor", data).copy() if on_device(data) else np.array(data)
     except (ValueError, RecursionError) as error:
         raise ShapeError("tensor", f"the data is ragged ({error})", "Pad all rows to one length") from None
     if array.dtype.kind not in "biufc":

@@ -168,10 +168,10 @@ class Tensor(TensorBase):
 
         Recorded for backward, which moves or casts the gradient back.
         """
-        target = target_named(target)
-        if target in (self.device, self.dtype):
-            return self
-        return OPS["move"](self, device=target) if isinstance(target, str) else OPS["cast"](self, dtype=target)
+        goal = target_named(target)
+        if isinstance(goal, str):
+            return self if goal == self.device else OPS["move"](self, device=goal)
+        return self if goal == self.dtype else OPS["cast"](self, dtype=goal)
 
     def backward(self, gradient: Any = None, retain_graph: bool = False) -> None:
         """Add the gradient of this tensor to the `.grad` of every leaf it was computed from.

@@ -57,23 +57,31 @@ def entrance(reference: ModuleType, *shapes: str) -> Callable[[Function], Functi
     return decorate
 
 
+def check_shapes(name: str, shapes: Sequence[str], arrays: Sequence[Any]) -> None:
+    """`ShapeError` unless every array that is there has its shape, as in `entrance`; wherever the arrays are."""
+    sizes: dict[str, Any] = {}
+    for shape, array in zip(shapes, arrays, strict=False):
+        if array is None:
+            continue
+        axes = shape.rstrip("~!")
+        if axes == "*":
+            fits = sizes.setdefault("*", array.shape) == array.shape
+        else:
+            fits = len(axes) == array.ndim
+            for axis, size in zip(axes, array.shape, strict=False):
+                fits = fits and sizes.setdefault(axis, size) == size
+        if not fits:
+            found = " and ".join(str(a.shape) for a in arrays if a is not None)
+            problem = f"got arrays of shapes {found}, expected {', '.join(s.rstrip('~!') for s in shapes)}"
+            raise ShapeError(f"kernels.{name}", problem, "The same letter must be the same size")
+
+
 def _ready(name: str, shapes: Sequence[str], arrays: Sequence[Any]) -> list[Any]:
     """The arrays as `shapes` want them, each itself if it is so already."""
-    sizes: dict[str, Any] = {}
+    check_shapes(name, shapes, arrays)
     out = []
     for shape, array in zip(shapes, arrays, strict=False):
         if array is not None:
-            axes = shape.rstrip("~!")
-            if axes == "*":
-                fits = sizes.setdefault("*", array.shape) == array.shape
-            else:
-                fits = len(axes) == array.ndim
-                for axis, size in zip(axes, array.shape, strict=False):
-                    fits = fits and sizes.setdefault(axis, size) == size
-            if not fits:
-                found = " and ".join(str(a.shape) for a in arrays if a is not None)
-                problem = f"got arrays of shapes {found}, expected {', '.join(s.rstrip('~!') for s in shapes)}"
-                raise ShapeError(f"kernels.{name}", problem, "The same letter must be the same size")
             integers = array.dtype.kind in "iu"
             if not _lies_well(array, "~" in shape) or (integers and array.dtype != np.int64):
                 if "!" in shape:

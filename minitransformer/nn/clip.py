@@ -12,7 +12,7 @@ from minitransformer.autograd import Tensor
 from minitransformer.checks import is_number, shown
 from minitransformer.errors import ConfigError, DTypeError, GradientError
 from minitransformer.kernels import serve
-from minitransformer.kernels.gpu.arrays import is_array, on_device
+from minitransformer.kernels.gpu.arrays import is_array, is_writable
 
 
 def clip_grad_norm_(parameters: Tensor | Iterable[Tensor], max_norm: float) -> float:
@@ -57,7 +57,7 @@ def clip_grad_norm_(parameters: Tensor | Iterable[Tensor], max_norm: float) -> f
     factor = kernels.clip_factor(norm, max_norm)
     if factor < 1:
         for g in gradients:
-            if not on_device(g) and not g.flags.writeable:
+            if not is_writable(g):
                 raise GradientError(
                     "clip_grad_norm_",
                     f"a .grad of shape {g.shape} is read-only, and the norm {norm:g} is above {max_norm:g}",

@@ -84,10 +84,8 @@ class Module:
         if not isinstance(goal, str) and goal not in (np.float32, np.float64, np.complex128):
             raise DTypeError("to", f"{target!r} is no dtype for parameters", "Pass 'float32' or 'float64'")
         for parameter in self.parameters():
-            if isinstance(goal, str):
-                parameter.rebind(move(parameter._data, goal))
-            else:
-                parameter.rebind(parameter._data.astype(goal))
+            array = parameter._data
+            parameter.rebind(move(array, goal) if isinstance(goal, str) else array.astype(goal))
         return self
 
     def state_dict(self) -> dict[str, np.ndarray]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from minitransformer.autograd import Parameter, Tensor, check_same_device
 from minitransformer.errors import ConfigError, DTypeError, GradientError, ShapeError
-from minitransformer.kernels.gpu.arrays import device_of, is_array, on_device
+from minitransformer.kernels.gpu.arrays import device_of, is_array, is_writable
 
 
 def _trainable(params: Iterable[Parameter]) -> tuple[list[Parameter], list[Parameter]]:
@@ -131,7 +131,7 @@ class FlatParameters:
                 "Call loss.backward() before step()",
             )
         views = self.views(out)
-        if not on_device(out) and not out.flags.writeable:
+        if not is_writable(out):
             raise ShapeError("FlatParameters.gather", "out is read-only", "Make it with np.empty_like(flat.data)")
         for p, view in zip(self.params, views, strict=True):
             if p.grad is None:

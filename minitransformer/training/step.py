@@ -117,7 +117,7 @@ class TrainStep:
         """
         if not self.on_gpu:
             return list(results)
-        numbers = to_host(np.stack([np.stack([r.loss, r.grad_norm.astype(r.loss.dtype)]) for r in results]))
+        numbers = to_host(np.stack([np.stack([r.loss.astype(np.float64), r.grad_norm]) for r in results]))
         first = last_step - len(results) + 1
         for step, (loss, norm) in enumerate(numbers, start=first):
             if not np.isfinite(loss) or not np.isfinite(norm):

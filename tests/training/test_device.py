@@ -16,7 +16,7 @@ from minitransformer.kernels.gpu.arrays import SimulatedArray
 from minitransformer.models import GPT, GPTConfig
 from minitransformer.threads import Workers
 from minitransformer.training import TrainConfig, Trainer
-from minitransformer.training.step import TrainStep, make_optimizer
+from minitransformer.training.step import StepResult, TrainStep, make_optimizer
 
 CONFIG = GPTConfig(5, 4, 1, 1, 4, attention="linear")
 TRAIN = TrainConfig(
@@ -67,6 +67,43 @@ def test_a_training_on_the_device_is_that_on_the_cpu_to_rounding() -> None:
         assert a == pytest.approx(b, rel=1e-4)
     for name, array in theirs.state_dict().items():
         np.testing.assert_allclose(ours.state_dict()[name], array, atol=2e-5)
+
+
+def test_losses_are_read_some_at_a_time_and_logged_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("minitransformer.training.trainer._READ_EVERY", 2)
+    read: list[int] = []
+    original = TrainStep.read
+
+    def record(self: TrainStep, results: Any, last_step: int) -> Any:
+        read.append(len(results))
+        return original(self, results, last_step)
+
+    monkeypatch.setattr(TrainStep, "read", record)
+    _, _, records = train("simulator", max_steps=5, eval_interval=5)
+    assert read == [2, 2, 1] and [r["step"] for r in records] == [1, 2, 3, 4, 5]
+
+
+def test_batches_are_accumulated_as_on_the_cpu() -> None:
+    (_, _, on_gpu), (_, _, on_cpu) = (
+        train(device, grad_accumulation_steps=2, max_steps=1, eval_interval=1) for device in ("simulator", "cpu")
+    )
+    assert on_gpu[0] == pytest.approx(on_cpu[0], rel=1e-4)
+
+
+def test_a_norm_that_is_not_finite_is_named_too() -> None:
+    config = replace(TRAIN, device="simulator")
+    mine = model()
+    mine.to("simulator")
+    with Workers(1) as workers:
+        step = TrainStep(mine, make_optimizer(mine, config), config, workers)
+    good, bad = (StepResult(gpu(np.float32(1)), gpu(np.float64(norm)), 3) for norm in (1e39, np.inf))
+    assert step.read([good], 1) == [StepResult(1.0, 1e39, 3)]  # beyond float32, and finite
+    with pytest.raises(NonFiniteError, match=r"the norm of the gradient is inf at step 7\."):
+        step.read([good, bad], 7)
+
+
+def gpu(number: Any) -> SimulatedArray:
+    return SimulatedArray(np.asarray(number))
 
 
 def test_a_step_reads_nothing_from_the_device() -> None:

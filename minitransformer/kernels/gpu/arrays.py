@@ -196,6 +196,11 @@ def plain(x: Any, dtype: Any = None) -> Any:
     return x if dtype is None or x.dtype == dtype else x.astype(dtype)
 
 
+def is_writable(array: Any) -> bool:
+    """Whether it may be written to; on a GPU nothing is locked."""
+    return bool(getattr(array.flags, "writeable", True))
+
+
 def contiguous(x: Any, dtype: Any = None) -> Any:
     """`x`, of at least one axis, in C's order, in `dtype` if one is given; itself if it is so."""
     if isinstance(x, np.ndarray):

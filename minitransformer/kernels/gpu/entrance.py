@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from minitransformer.errors import DeviceError, DTypeError, ShapeError
+from minitransformer.kernels.entrance import check_shapes
 from minitransformer.kernels.gpu.arrays import device_of
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -46,27 +47,11 @@ def _ready(name: str, shapes: Sequence[str], arrays: Sequence[Any]) -> list[Any]
         problem = f"got {', '.join(sorted(map(str, kinds)))}, expected float32 or float64"
         raise DTypeError(f"kernels.{name}", problem, "Convert them, or compute on the CPU")
     dtype = np.result_type(*kinds) if kinds else None
-    sizes: dict[str, Any] = {}
-    return [
-        array if array is None else _made_ready(name, shapes, shape, array, arrays, sizes, dtype)
-        for shape, array in zip(shapes, arrays, strict=True)
-    ]
+    check_shapes(name, shapes, arrays)
+    return [a if a is None else _made_ready(name, shape, a, dtype) for shape, a in zip(shapes, arrays, strict=True)]
 
 
-def _made_ready(
-    name: str, shapes: Sequence[str], shape: str, array: Any, arrays: Sequence[Any], sizes: dict[str, Any], dtype: Any
-) -> Any:
-    axes = shape.rstrip("~!")
-    if axes == "*":
-        fits = sizes.setdefault("*", array.shape) == array.shape
-    else:
-        fits = len(axes) == array.ndim
-        for axis, size in zip(axes, array.shape, strict=False):
-            fits = fits and sizes.setdefault(axis, size) == size
-    if not fits:
-        found = " and ".join(str(a.shape) for a in arrays if a is not None)
-        problem = f"got arrays of shapes {found}, expected {', '.join(s.rstrip('~!') for s in shapes)}"
-        raise ShapeError(f"kernels.{name}", problem, "The same letter must be the same size")
+def _made_ready(name: str, shape: str, array: Any, dtype: Any) -> Any:
     wanted = {"i": np.dtype(np.int64), "u": np.dtype(np.int64), "f": dtype}.get(array.dtype.kind, array.dtype)
     if array.dtype == wanted and _lies_well(array, "~" in shape):
         return array
